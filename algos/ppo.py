@@ -1,0 +1,507 @@
+"""Proximal policy optimization (Schulman et al. 2017, https://arxiv.org/abs/1707.06347).
+
+The file reads top to bottom: the configuration, the losses (functions of arrays that anyone can call alone), the
+state, and `make_ppo`, whose `init` and `update` are pure. Nothing here touches a file, a clock or a global
+random generator.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from rlcore import random, tree
+from rlcore.distributions import gaussian_entropy, gaussian_kl, gaussian_log_prob, gaussian_sample
+from rlcore.env import Env, EnvState, Obs, Params, batch
+from rlcore.errors import InputError
+from rlcore.experiment import Algorithm
+from rlcore.jit import jit
+from rlcore.networks import ACTIVATIONS, mlp
+from rlcore.normalize import Moments, denormalize, moments_init, moments_update, normalize
+from rlcore.optim import AdamState, adam_init, adam_update, clip_by_global_norm
+from rlcore.returns import gae
+from rlcore.rollout import Trajectory, unroll
+from rlcore.tree import pytree
+
+# --- configuration ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PPOConfig:
+    """Settings of PPO."""
+
+    num_envs: int = 512
+    """Environments that run side by side."""
+    num_steps: int = 16
+    """Control steps that each environment takes between two updates."""
+    num_epochs: int = 4
+    """Passes over each batch."""
+    num_minibatches: int = 4
+    """Gradient steps in a pass; divides num_envs x num_steps."""
+    learning_rate: float = 3e-4
+    """Adam's step size at the start."""
+    kl_target: float | None = None
+    """If set, the learning rate follows the policy's change: slower where an iteration's KL divergence exceeds
+    twice this, faster where it stays below half of it."""
+    learning_rate_bounds: tuple[float, float] = (1e-5, 1e-2)
+    """Lowest and highest learning rate that kl_target may choose."""
+    discount: float = 0.99
+    """Discount of the next step's value (gamma)."""
+    gae_lambda: float = 0.95
+    """Decay of the advantage's trace: 0 trusts the value function, 1 the sampled return."""
+    clip: float = 0.2
+    """How far the probability ratio may move from 1 before its gradient stops."""
+    value_clip: float | None = None
+    """If set, how far a value may move from the old one, in normalized units, before its gradient stops."""
+    value_coefficient: float = 1.0
+    """Weight of the value loss."""
+    entropy_coefficient: float = 0.0
+    """Weight of the entropy bonus."""
+    bounds_coefficient: float = 0.0
+    """Weight of the loss on mean actions more than a tenth outside their bounds."""
+    max_gradient_norm: float = 1.0
+    """Gradients are scaled down to this norm."""
+    normalize_observations: bool = True
+    """Scale observations by their running mean and deviation."""
+    normalize_values: bool = True
+    """Let the value network predict returns scaled by their running mean and deviation."""
+    normalize_advantages: bool = True
+    """Scale each batch's advantages to mean 0 and deviation 1."""
+    initial_std: float = 1.0
+    """Standard deviation of actions at the start."""
+    policy_layers: tuple[int, ...] = (256, 128, 64)
+    """Hidden layers of the policy."""
+    value_layers: tuple[int, ...] = (256, 128, 64)
+    """Hidden layers of the value function."""
+    activation: str = "elu"
+    """Activation between layers: elu, gelu, relu, silu, swish or tanh."""
+
+    def __post_init__(self) -> None:
+        at_least_one = ("num_envs", "num_steps", "num_epochs", "num_minibatches")
+        positive = ("learning_rate", "clip", "max_gradient_norm", "initial_std")
+        not_negative = ("value_coefficient", "entropy_coefficient", "bounds_coefficient")
+        for name in at_least_one:
+            _check(self, name, getattr(self, name) >= 1, "at least 1")
+        for name in positive:
+            _check(self, name, 0 < getattr(self, name) < math.inf, "more than 0")
+        for name in not_negative:
+            _check(self, name, 0 <= getattr(self, name) < math.inf, "0 or more")
+        for name in ("kl_target", "value_clip"):
+            value = getattr(self, name)
+            _check(self, name, value is None or 0 < value < math.inf, "more than 0, or None")
+        for name in ("discount", "gae_lambda"):
+            _check(self, name, 0 <= getattr(self, name) <= 1, "between 0 and 1")
+        low, high = self.learning_rate_bounds
+        _check(self, "learning_rate_bounds", 0 < low <= high < math.inf, "a low and a high value above 0")
+        for name in ("policy_layers", "value_layers"):
+            _check(self, name, all(n >= 1 for n in getattr(self, name)), "sizes of at least 1")
+        _check(self, "activation", self.activation in ACTIVATIONS, f"one of {', '.join(ACTIVATIONS)}")
+        _check(
+            self,
+            "num_minibatches",
+            self.batch_size % self.num_minibatches == 0,
+            f"a divisor of num_envs x num_steps = {self.batch_size}",
+        )
+
+    @property
+    def batch_size(self) -> int:
+        """Environment steps between two updates."""
+        return self.num_envs * self.num_steps
+
+
+def _check(config: PPOConfig, name: str, valid: bool, what: str) -> None:
+    if not valid:
+        flag = "--ppo." + name.replace("_", "-")
+        raise InputError(f"{name} must be {what}, got {getattr(config, name)} ({flag})")
+
+
+# --- losses ----------------------------------------------------------------------------------------------------
+
+
+def clipped_surrogate(
+    log_prob: Float[Tensor, " N"],
+    old_log_prob: Float[Tensor, " N"],
+    advantage: Float[Tensor, " N"],
+    clip: float | Tensor,
+) -> Float[Tensor, ""]:
+    """The clipped objective, negated: `-mean(min(r A, clip(r, 1 - clip, 1 + clip) A))`, `r = pi(a|s) / pi_old(a|s)`.
+
+    Equation 7 of the paper.
+
+    Args:
+      log_prob: of the actions taken, under the policy being learned.
+      old_log_prob: the same under the policy that took them.
+      advantage: of those actions.
+      clip: how far r may move from 1.
+    """
+    ratio = torch.exp(log_prob - old_log_prob)
+    clipped = torch.clamp(ratio, 1.0 - clip, 1.0 + clip)
+    return -torch.minimum(ratio * advantage, clipped * advantage).mean()
+
+
+def value_loss(
+    value: Float[Tensor, " N"],
+    old_value: Float[Tensor, " N"],
+    target: Float[Tensor, " N"],
+    clip: float | None = None,
+) -> Float[Tensor, ""]:
+    """`mean((v - target)^2) / 2`; with `clip`, the larger of that and the same with v kept near the old value.
+
+    Clipping is from the reference implementation (see Engstrom et al. 2020, https://arxiv.org/abs/2005.12729).
+
+    Args:
+      value: predicted now.
+      old_value: predicted when the batch was collected.
+      target: the return to predict.
+      clip: how far the value may move from the old one; None for no limit.
+    """
+    error = (value - target).square()
+    if clip is not None:
+        near = old_value + torch.clamp(value - old_value, -clip, clip)
+        error = torch.maximum(error, (near - target).square())
+    return 0.5 * error.mean()
+
+
+def bounds_loss(
+    mean: Float[Tensor, "N action"], low: Float[Tensor, " action"], high: Float[Tensor, " action"]
+) -> Float[Tensor, ""]:
+    """`mean(max(low - 0.1 w - m, 0)^2 + max(m - high - 0.1 w, 0)^2)`, `w = (high - low) / 2`, summed over actions.
+
+    Keeps mean actions from drifting far outside their bounds, where no gradient of the task reaches them.
+    Infinite bounds cost nothing.
+    """
+    margin = torch.nan_to_num(0.05 * (high - low), posinf=0.0)
+    outside = torch.clamp(low - margin - mean, min=0.0) + torch.clamp(mean - high - margin, min=0.0)
+    return outside.square().sum(-1).mean()
+
+
+@pytree
+class Batch:
+    """What a minibatch holds; every leaf is `[N, ...]`.
+
+    Attributes:
+      policy_obs, value_obs: normalized observations of the policy and of the value function.
+      action: what was done.
+      log_prob, mean: of that action, and the mean action, under the policy that did it.
+      advantage: `[N]`.
+      value, target: `[N]` old value and return to predict, in the value network's units.
+    """
+
+    policy_obs: Tensor
+    value_obs: Tensor
+    action: Tensor
+    log_prob: Tensor
+    mean: Tensor
+    advantage: Tensor
+    value: Tensor
+    target: Tensor
+
+
+@pytree
+class Networks:
+    """The parameters that are learned: two networks and the logarithm of the actions' deviation `[action]`."""
+
+    policy: Any
+    value: Any
+    log_std: Tensor
+
+
+def ppo_loss(
+    params: Networks,
+    data: Batch,
+    old_log_std: Tensor,
+    coefficients: dict[str, Tensor],
+    config: PPOConfig,
+    bounds: tuple[Tensor, Tensor],
+    apply: tuple[Callable[[Any, Tensor], Tensor], Callable[[Any, Tensor], Tensor]],
+) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+    """PPO's objective on a minibatch.
+
+    `L = L_surrogate + c_v L_value - c_e H + c_b L_bounds`
+
+    Args:
+      params: the parameters to differentiate by.
+      data: the minibatch.
+      old_log_std: `[action]` log deviation of the policy that collected it.
+      coefficients: `clip` and `entropy_coefficient`, `[]` each (tensors, so that a population may vary them).
+      config: the coefficients that are fixed.
+      bounds: lowest and highest action, `[action]` each.
+      apply: the policy's and the value function's network.
+
+    Returns:
+      The loss and its parts.
+    """
+    mean = apply[0](params.policy, data.policy_obs)
+    value = apply[1](params.value, data.value_obs).squeeze(-1)
+    log_prob = gaussian_log_prob(mean, params.log_std, data.action)
+    surrogate = clipped_surrogate(log_prob, data.log_prob, data.advantage, coefficients["clip"])
+    critic = value_loss(value, data.value, data.target, config.value_clip)
+    entropy = gaussian_entropy(params.log_std)
+    outside = bounds_loss(mean, *bounds)
+    loss = (
+        surrogate
+        + config.value_coefficient * critic
+        - coefficients["entropy_coefficient"] * entropy
+        + config.bounds_coefficient * outside
+    )
+    ratio = torch.exp(log_prob - data.log_prob)
+    metrics = {
+        "loss/policy": surrogate,
+        "loss/value": critic,
+        "loss/bounds": outside,
+        "policy/entropy": entropy,
+        "policy/kl": gaussian_kl(data.mean, old_log_std, mean, params.log_std).mean(),
+        "policy/clip_fraction": ((ratio - 1.0).abs() > coefficients["clip"]).to(torch.float32).mean(),
+    }
+    return loss, {name: value.detach() for name, value in metrics.items()}
+
+
+# --- state -----------------------------------------------------------------------------------------------------
+
+
+@pytree
+class TrainState:
+    """The whole run: saving this tree and loading it goes on bit for bit.
+
+    Attributes:
+      params: what is learned.
+      optimizer: Adam's moments.
+      observation_moments: of each observation group that is used.
+      value_moments: of returns.
+      coefficients: learning_rate, discount, gae_lambda, clip and entropy_coefficient as tensors `[]`, so that
+        runs side by side under vmap can differ in them.
+      env_params, env_state, obs: the environments.
+      key: random key of the run.
+      iteration, env_steps: `[]` counters.
+    """
+
+    params: Networks
+    optimizer: AdamState
+    observation_moments: dict[str, Moments]
+    value_moments: Moments
+    coefficients: dict[str, Tensor]
+    env_params: Params
+    env_state: EnvState
+    obs: Obs
+    key: Tensor
+    iteration: Tensor
+    env_steps: Tensor
+
+
+# --- the algorithm ---------------------------------------------------------------------------------------------
+
+
+def make_ppo(env: Env, config: PPOConfig) -> Algorithm:
+    """PPO on an environment of one robot.
+
+    The value function sees the observation group `critic` where the environment has one, else `policy`.
+
+    Args:
+      env: an environment with automatic resets.
+      config: the settings.
+
+    Returns:
+      `init(key)`, `update(state)` and `act(state, obs, key)`, all pure.
+
+    Raises:
+      InputError: if the environment does not reset itself.
+    """
+    if "auto_reset" not in env.spec.wrappers:
+        raise InputError(f"PPO needs an environment with automatic resets; wrap {env.spec.name} in auto_reset")
+    critic_group = "critic" if "critic" in env.spec.observations else "policy"
+    groups = tuple(dict.fromkeys(("policy", critic_group)))
+    action_size = env.spec.action_size
+    policy_net = mlp(
+        (env.spec.observation_size("policy"), *config.policy_layers, action_size), config.activation, final_scale=0.01
+    )
+    value_net = mlp((env.spec.observation_size(critic_group), *config.value_layers, 1), config.activation)
+    apply = (policy_net.apply, value_net.apply)
+    bounds = (torch.tensor(env.spec.action_low), torch.tensor(env.spec.action_high))
+    batched = batch(env)
+
+    def scaled(moments: dict[str, Moments], group: str, obs: Tensor) -> Tensor:
+        return normalize(moments[group], obs) if config.normalize_observations else obs
+
+    def act(actor: Any, obs: Obs, key: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        params, moments = actor
+        mean = policy_net.apply(params.policy, scaled(moments, "policy", obs["policy"]))
+        action = gaussian_sample(key, mean, params.log_std)
+        return action, {"mean": mean, "log_prob": gaussian_log_prob(mean, params.log_std, action)}
+
+    run = unroll(batched, act)
+
+    def values(state: TrainState, obs: Tensor) -> Tensor:
+        """Values of observations `[..., size]`, in the network's units."""
+        return value_net.apply(state.params.value, scaled(state.observation_moments, critic_group, obs)).squeeze(-1)
+
+    def in_reward_units(state: TrainState, value: Tensor) -> Tensor:
+        return denormalize(state.value_moments, value) if config.normalize_values else value
+
+    @jit
+    def prepare(state: TrainState, trajectory: Trajectory) -> tuple[Batch, dict[str, Moments], Moments, dict[str, Any]]:
+        """The batch to learn from, `[T * B, ...]`, the moments that come after it, and what to log of it."""
+        transition = trajectory.transition
+        value_tm1 = values(state, trajectory.obs[critic_group])
+        value_t = values(state, transition.next_obs[critic_group])
+        v_tm1, v_t = in_reward_units(state, value_tm1), in_reward_units(state, value_t)
+        terminated, truncated = transition.terminated, transition.truncated
+        discount_t = state.coefficients["discount"] * (~terminated)
+        trace_t = (~(terminated | truncated)).to(torch.float32)
+        advantage = gae(
+            transition.reward.to(torch.float32), discount_t, v_tm1, v_t, trace_t, state.coefficients["gae_lambda"]
+        )
+        target = advantage + v_tm1
+        value_moments = state.value_moments
+        if config.normalize_values:
+            value_moments = moments_update(value_moments, target)
+            # The old values are told in the units of the new moments, in which the network will now be trained.
+            value_tm1, goal = normalize(value_moments, v_tm1, clip=None), normalize(value_moments, target, clip=None)
+        else:
+            goal = target
+        explained = 1.0 - (target - v_tm1).var() / target.var().clamp(min=1e-8)
+        if config.normalize_advantages:
+            advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
+        data = Batch(
+            policy_obs=scaled(state.observation_moments, "policy", trajectory.obs["policy"]),
+            value_obs=scaled(state.observation_moments, critic_group, trajectory.obs[critic_group]),
+            action=trajectory.action,
+            log_prob=trajectory.extras["log_prob"],
+            mean=trajectory.extras["mean"],
+            advantage=advantage,
+            value=value_tm1,
+            target=goal,
+        )
+        data = tree.map_leaves(lambda x: x.reshape(-1, *x.shape[2:]), data)
+        moments = {g: moments_update(m, trajectory.obs[g]) for g, m in state.observation_moments.items()}
+        metrics = {"value/explained_variance": explained, "value/mean": v_tm1.mean()}
+        metrics |= trajectory_metrics(trajectory, env, bounds)
+        return data, moments, value_moments, metrics
+
+    @jit
+    def gradient_step(
+        params: Networks, optimizer: AdamState, old_log_std: Tensor, coefficients: dict[str, Tensor], data: Batch
+    ) -> tuple[Networks, AdamState, dict[str, Tensor]]:
+        grads, (_, metrics) = torch.func.grad_and_value(ppo_loss, has_aux=True)(
+            params, data, old_log_std, coefficients, config, bounds, apply
+        )
+        grads, norm = clip_by_global_norm(grads, config.max_gradient_norm)
+        params, optimizer = adam_update(grads, optimizer, params, coefficients["learning_rate"])
+        return params, optimizer, {**metrics, "gradients/norm": norm}
+
+    def learn(state: TrainState, data: Batch, key: Tensor) -> tuple[Networks, AdamState, dict[str, Tensor]]:
+        """All gradient steps of an iteration; the metrics are means over them."""
+        params, optimizer, old_log_std = state.params, state.optimizer, state.params.log_std
+        logged = []
+        for epoch_key in random.split(key, config.num_epochs).unbind(0):
+            order = random.permutation(epoch_key, config.batch_size)
+            for rows in order.reshape(config.num_minibatches, -1).unbind(0):
+                minibatch = tree.map_leaves(lambda x, rows=rows: x.index_select(0, rows), data)
+                params, optimizer, metrics = gradient_step(
+                    params, optimizer, old_log_std, state.coefficients, minibatch
+                )
+                logged.append(metrics)
+        # The divergence that counts is the one after the last pass, not the mean of those on the way.
+        last = torch.stack([m["policy/kl"] for m in logged[-config.num_minibatches :]]).mean()
+        metrics = tree.map_leaves(torch.mean, tree.stack(logged))
+        return params, optimizer, {**metrics, "policy/kl": last}
+
+    def init(key: Tensor) -> TrainState:
+        policy_key, value_key, env_key, run_key = random.split(key, 4).unbind(0)
+        params = Networks(
+            policy=policy_net.init(policy_key),
+            value=value_net.init(value_key),
+            log_std=torch.full((action_size,), math.log(config.initial_std)),
+        )
+        env_state, obs = batched.reset(env.params, random.split(env_key, config.num_envs))
+        names = ("learning_rate", "discount", "gae_lambda", "clip", "entropy_coefficient")
+        return TrainState(
+            params=params,
+            optimizer=adam_init(params),
+            observation_moments={g: moments_update(moments_init(obs[g].shape[-1]), obs[g]) for g in groups},
+            value_moments=moments_init(()),
+            coefficients={name: torch.tensor(float(getattr(config, name))) for name in names},
+            env_params=env.params,
+            env_state=env_state,
+            obs=obs,
+            key=run_key,
+            iteration=torch.tensor(0),
+            env_steps=torch.tensor(0),
+        )
+
+    def update(state: TrainState) -> tuple[TrainState, dict[str, Tensor]]:
+        key, act_key, learn_key = random.split(state.key, 3).unbind(0)
+        actor = (state.params, state.observation_moments)
+        env_state, obs, trajectory = run(
+            actor, state.env_params, state.env_state, state.obs, random.split(act_key, config.num_steps)
+        )
+        data, observation_moments, value_moments, metrics = prepare(state, trajectory)
+        params, optimizer, learned = learn(state, data, learn_key)
+        metrics = {**metrics, **learned, "policy/learning_rate": state.coefficients["learning_rate"]}
+        metrics["policy/std"] = params.log_std.exp().mean()
+        state = TrainState(
+            params=params,
+            optimizer=optimizer,
+            observation_moments=observation_moments,
+            value_moments=value_moments,
+            coefficients=_adapted(state.coefficients, metrics["policy/kl"], config),
+            env_params=state.env_params,
+            env_state=env_state,
+            obs=obs,
+            key=key,
+            iteration=state.iteration + 1,
+            env_steps=state.env_steps + config.batch_size,
+        )
+        return state, metrics
+
+    def policy(state: TrainState, obs: Obs, key: Tensor | None = None) -> Tensor:
+        scaled_obs = scaled(state.observation_moments, "policy", obs["policy"])
+        mean = policy_net.apply(state.params.policy, scaled_obs)
+        return mean if key is None else gaussian_sample(key, mean, state.params.log_std)
+
+    return Algorithm(init, update, jit(policy))
+
+
+def _adapted(coefficients: dict[str, Tensor], kl: Tensor, config: PPOConfig) -> dict[str, Tensor]:
+    """The learning rate for the next iteration, if it follows the divergence.
+
+    It changes by a fifth once an iteration: changing it at every gradient step lets a few noisy minibatches
+    shrink it to nothing.
+    """
+    if config.kl_target is None:
+        return coefficients
+    rate = coefficients["learning_rate"]
+    factor = torch.where(kl > 2.0 * config.kl_target, 1 / 1.2, torch.where(kl < 0.5 * config.kl_target, 1.2, 1.0))
+    return {**coefficients, "learning_rate": torch.clamp(rate * factor, *config.learning_rate_bounds)}
+
+
+def trajectory_metrics(trajectory: Trajectory, env: Env, bounds: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+    """What to log of a trajectory `[T, B]`.
+
+    Returns:
+      `episode/*`: means over the episodes that ended in it (NaN where none did); `reward/*`: each term's mean per
+      second; `env/*`: means over steps of the environment's metrics; `env/faults`: how many steps failed.
+    """
+    transition = trajectory.transition
+    logged = dict(transition.metrics)
+    ended: Bool[Tensor, "T B"] = transition.terminated | transition.truncated
+    count = ended.sum()
+
+    def over_episodes(x: Tensor) -> Tensor:
+        return torch.where(ended, x, 0.0).sum() / count
+
+    low, high = bounds
+    dt = env.spec.control_dt
+    return {
+        "episode/return": over_episodes(logged.pop("episode_return")),
+        "episode/length": over_episodes(logged.pop("episode_length")),
+        "episode/fall_rate": over_episodes(transition.terminated.to(torch.float32)),
+        "episode/ended": count,
+        "env/faults": logged.pop("fault").sum(),
+        "policy/saturation": ((trajectory.action <= low) | (trajectory.action >= high)).to(torch.float32).mean(),
+        **{f"reward/{name}": term.mean() / dt for name, term in transition.terms.items()},
+        **{f"env/{name}": value.mean() for name, value in logged.items()},
+    }

@@ -1,0 +1,511 @@
+"""Environments as pure functions, and functions from environment to environment.
+
+An `Env` describes one robot: `reset` and `step` take states and return states, without a batch axis, and hold
+nothing. `batch` maps them over thousands. A wrapper is a function that takes an `Env` and returns one; what it
+must remember between steps is an entry of `EnvState.memory`, so that a reset resets it and a checkpoint keeps it.
+
+Randomness comes from `EnvState.key`, which the innermost step advances. A wrapper that draws folds its own
+number into that key, so the draws of two wrappers never meet.
+
+`auto_reset` asks the wrapped `reset` for every robot at every step, but gives a null key to those that go on: a
+null key draws nothing and `Engine.forward` skips it, so that resetting three of 4096 robots costs three.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from rlcore import random, tree
+from rlcore.errors import InputError
+from rlcore.jit import jit
+from rlcore.physics.engine import BatchEngine, ModelInfo, PhysicsState
+from rlcore.rewards import Term, weighted_terms
+from rlcore.tree import pytree
+
+Obs = dict[str, Tensor]
+"""Observation groups by name (`policy`, `critic`), each `[size]` float32."""
+
+# What each consumer of randomness folds into the state's key. A reset splits its key in two (0 and 1).
+_ADVANCE, _PUSH, _DELAY, _NOISE = 0, 2, 3, 4
+
+
+@pytree
+class Params:
+    """What may differ from robot to robot without changing the program.
+
+    Attributes:
+      physics: model fields by name that replace the nominal ones, such as `body_mass` `[nbody]`.
+      weights: reward weight of each term, `[]`.
+      values: the numbers that a task or wrapper reads by name, such as a push speed or a command range.
+    """
+
+    physics: dict[str, Tensor]
+    weights: dict[str, Tensor]
+    values: dict[str, Tensor]
+
+
+@pytree
+class EnvState:
+    """Everything one environment needs to go on.
+
+    Attributes:
+      physics: the mechanical state.
+      memory: what the task and each wrapper remember, by name. `last_action` `[action]` is always there.
+      key: `[2]` random key; advanced by every step.
+      steps: `[]` int64, control steps since the reset.
+    """
+
+    physics: PhysicsState
+    memory: dict[str, Any]
+    key: Tensor
+    steps: Tensor
+
+
+@pytree
+class Transition:
+    """What one control step gave.
+
+    Attributes:
+      obs: what the policy sees next: after an automatic reset, the first observation of the new episode.
+      next_obs: what the step led to, before any reset. Bootstrap from this one.
+      reward: `[]` sum of the weighted terms times the control interval.
+      terms: each term, weighted and times the control interval, `[]`.
+      terminated: `[]` bool, the task ended the episode: nothing comes after.
+      truncated: `[]` bool, the clock ended it: bootstrap.
+      metrics: quantities worth logging, `[]` each.
+    """
+
+    obs: Obs
+    next_obs: Obs
+    reward: Tensor
+    terms: dict[str, Tensor]
+    terminated: Tensor
+    truncated: Tensor
+    metrics: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class EnvSpec:
+    """The fixed description of an environment.
+
+    Attributes:
+      name: the task's name; a checkpoint of one task is refused by another.
+      observations: for each group, its parts in order, as (name, size).
+      actions: the name of each action, in order (for a robot: its actuators).
+      action_low, action_high: bounds of each action; infinite where there are none.
+      control_dt: s between actions.
+      substeps: physics steps between actions.
+      terms: names of the reward terms.
+      model: the robot.
+      wrappers: what has been wrapped around the task, innermost first.
+    """
+
+    name: str
+    observations: dict[str, tuple[tuple[str, int], ...]]
+    actions: tuple[str, ...]
+    action_low: tuple[float, ...]
+    action_high: tuple[float, ...]
+    control_dt: float
+    substeps: int
+    terms: tuple[str, ...]
+    model: ModelInfo
+    wrappers: tuple[str, ...] = ()
+
+    @property
+    def action_size(self) -> int:
+        return len(self.actions)
+
+    def observation_size(self, group: str) -> int:
+        """Numbers in an observation group. Raises InputError for an unknown group."""
+        return sum(size for _, size in self.parts(group))
+
+    def parts(self, group: str) -> tuple[tuple[str, int], ...]:
+        """The parts of an observation group, in order. Raises InputError for an unknown group."""
+        if group not in self.observations:
+            raise InputError(f"no observation group {group!r}; there are: {', '.join(self.observations)}")
+        return self.observations[group]
+
+
+class Reset(Protocol):
+    def __call__(self, params: Params, key: Tensor, /) -> tuple[EnvState, Obs]: ...
+
+
+class Step(Protocol):
+    def __call__(self, params: Params, state: EnvState, action: Tensor, /) -> tuple[EnvState, Transition]: ...
+
+
+class Env(NamedTuple):
+    """An environment of one robot: a description, nominal parameters and two pure functions.
+
+    Attributes:
+      spec: what it looks like from outside.
+      params: the nominal parameters.
+      reset: `(params, key [2]) -> (state, obs)`. A null key gives a state of no meaning at no cost.
+      step: `(params, state, action [action]) -> (state, transition)`.
+      engine: what runs the physics.
+    """
+
+    spec: EnvSpec
+    params: Params
+    reset: Reset
+    step: Step
+    engine: BatchEngine
+
+
+class Memory(NamedTuple):
+    """Something a task remembers: a tree in `EnvState.memory`.
+
+    Attributes:
+      init: `(params, physics) -> tree`, at a reset.
+      update: `(params, before, action, physics) -> tree`, after each step.
+    """
+
+    init: Callable[[Params, PhysicsState], Any]
+    update: Callable[[Params, EnvState, Tensor, PhysicsState], Any]
+
+
+def make_env(
+    engine: BatchEngine,
+    *,
+    name: str,
+    control_dt: float,
+    initial: Callable[[Params, Tensor], tuple[Tensor, Tensor]],
+    observe: Callable[[Params, EnvState], Mapping[str, Mapping[str, Tensor]]],
+    terms: Sequence[Term],
+    terminate: Callable[[Params, PhysicsState], Tensor],
+    control: Callable[[Params, EnvState, Tensor], Tensor] | None = None,
+    action_bounds: tuple[Sequence[float], Sequence[float]] | None = None,
+    metrics: Callable[[Params, EnvState, Tensor, EnvState], dict[str, Tensor]] | None = None,
+    memory: Mapping[str, Memory] | None = None,
+    values: Mapping[str, Tensor | float] | None = None,
+) -> Env:
+    """A task from its parts, each a pure function of one robot's state.
+
+    Args:
+      engine: the physics.
+      name: the task's name.
+      control_dt: s between actions; a multiple of the engine's timestep.
+      initial: `(params, key) -> (qpos [nq], qvel [nv])`, where an episode begins.
+      observe: `(params, state) -> {group: {part: [k]}}`; training, evaluation, export and the robot call this one.
+      terms: the reward terms.
+      terminate: `(params, physics) -> [] bool`, whether the task has ended (a fall). A physics fault ends it too.
+      control: `(params, state, action) -> ctrl [nu]`; by default the action is the control.
+      action_bounds: lowest and highest actions; by default the actuators' control ranges.
+      metrics: `(params, before, action, after) -> {name: []}`, quantities to log.
+      memory: what the task remembers beyond `last_action`.
+      values: initial `params.values`.
+
+    Raises:
+      InputError: if control_dt is no multiple of the timestep, or two terms share a name.
+    """
+    model = engine.model
+    substeps = round(control_dt / model.timestep)
+    if substeps < 1 or abs(substeps * model.timestep - control_dt) > 1e-9:
+        raise InputError(f"control_dt must be a multiple of the model's timestep {model.timestep} s, got {control_dt}")
+    names = tuple(term.name for term in terms)
+    if len(set(names)) != len(names):
+        raise InputError(f"reward terms need different names, got {', '.join(names)}")
+    memories = dict(memory or {})
+    low, high = action_bounds or (model.ctrl_lower, model.ctrl_upper)
+    action_size = len(low)
+
+    def grouped(params: Params, state: EnvState) -> Obs:
+        groups = observe(params, state)
+        return {g: torch.cat([part.to(torch.float32) for part in parts.values()]) for g, parts in groups.items()}
+
+    def reset(params: Params, key: Tensor, /) -> tuple[EnvState, Obs]:
+        draw, carry = random.split(key)
+        start = engine.initial(*initial(params, draw))
+        physics = engine.forward(params.physics, start, mask=~random.is_null(key))
+        remembered = {n: m.init(params, physics) for n, m in memories.items()}
+        remembered["last_action"] = physics.qpos.new_zeros((action_size,))
+        state = EnvState(physics, remembered, carry, torch.zeros_like(physics.fault))
+        return state, grouped(params, state)
+
+    def step(params: Params, state: EnvState, action: Tensor, /) -> tuple[EnvState, Transition]:
+        action = action.to(state.physics.qpos.dtype)
+        ctrl = action if control is None else control(params, state, action)
+        physics = engine.step(params.physics, state.physics, ctrl, substeps=substeps, key=state.key)
+        remembered = {n: m.update(params, state, action, physics) for n, m in memories.items()}
+        # An action that is not a number must not live on in what the next step sees.
+        remembered["last_action"] = torch.nan_to_num(action, 0.0, 0.0, 0.0)
+        after = EnvState(physics, remembered, random.fold_in(state.key, _ADVANCE), state.steps + 1)
+        reward, weighted = weighted_terms(terms, params, state, remembered["last_action"], after, control_dt)
+        fault = physics.fault != 0
+        obs = grouped(params, after)
+        logged = {} if metrics is None else metrics(params, state, action, after)
+        logged = {**logged, "fault": fault.to(reward.dtype)}
+        terminated = terminate(params, physics) | fault
+        return after, Transition(obs, obs, reward, weighted, terminated, torch.zeros_like(terminated), logged)
+
+    params = Params(
+        physics={},
+        weights={term.name: torch.tensor(float(term.weight), dtype=torch.float64) for term in terms},
+        values={n: torch.as_tensor(v, dtype=torch.float64) for n, v in (values or {}).items()},
+    )
+    # The observation's parts are read off a reset, so that no task states a size twice.
+    state, _ = reset(params, random.key(0))
+    observations = {
+        group: tuple((part, int(value.shape[0])) for part, value in parts.items())
+        for group, parts in observe(params, state).items()
+    }
+    spec = EnvSpec(
+        name=name,
+        observations=observations,
+        actions=model.actuators if action_bounds is None else model.actuators[:action_size],
+        action_low=tuple(map(float, low)),
+        action_high=tuple(map(float, high)),
+        control_dt=control_dt,
+        substeps=substeps,
+        terms=names,
+        model=model,
+    )
+    return Env(spec, params, reset, step, engine)
+
+
+def batch(env: Env, *, shared_params: bool = True) -> Env:
+    """The environment for many robots at once: every tensor of state, key and action gets a leading axis `[B]`.
+
+    The mapped functions are recorded on their first call for each batch size (see `rlcore.jit`).
+
+    Args:
+      env: an environment of one robot.
+      shared_params: whether one set of parameters serves all robots; otherwise each leaf is `[B, ...]`.
+    """
+    params_dim = None if shared_params else 0
+    return env._replace(
+        reset=jit(torch.func.vmap(env.reset, in_dims=(params_dim, 0))),
+        step=jit(torch.func.vmap(env.step, in_dims=(params_dim, 0, 0))),
+    )
+
+
+# --- wrappers --------------------------------------------------------------------------------------------------
+
+
+def _wrapped(env: Env, name: str, **changes: Any) -> EnvSpec:
+    if name in env.spec.wrappers:
+        raise InputError(f"{name} is already applied to {env.spec.name}; its memory would be overwritten")
+    if "auto_reset" in env.spec.wrappers:
+        raise InputError(f"{name} must be applied before auto_reset, so that a reset resets it too")
+    return tree.replace(env.spec, wrappers=(*env.spec.wrappers, name), **changes)
+
+
+def _remember(state: EnvState, name: str, value: Any) -> EnvState:
+    return tree.replace(state, memory={**state.memory, name: value})
+
+
+def auto_reset(env: Env) -> Env:
+    """Begin a new episode where one ended; count each episode's return and length.
+
+    `Transition.obs` is then the new episode's first observation while `next_obs` stays what the step led to.
+    `metrics` gets `episode_return` and `episode_length`: those of the episode so far, this step included.
+    """
+    spec = _wrapped(env, "auto_reset")
+
+    def reset(params: Params, key: Tensor, /) -> tuple[EnvState, Obs]:
+        state, obs = env.reset(params, key)
+        return _remember(state, "episode_return", torch.zeros_like(state.physics.time)), obs
+
+    def step(params: Params, state: EnvState, action: Tensor, /) -> tuple[EnvState, Transition]:
+        after, transition = env.step(params, state, action)
+        total = state.memory["episode_return"] + transition.reward
+        after = _remember(after, "episode_return", total)
+        done = transition.terminated | transition.truncated
+        # The ended episode has no further use for its key, so the new one begins with it.
+        fresh, fresh_obs = reset(params, random.null_unless(done, after.key))
+        logged = {**transition.metrics, "episode_return": total, "episode_length": after.steps.to(total.dtype)}
+        transition = tree.replace(transition, obs=tree.where(done, fresh_obs, transition.obs), metrics=logged)
+        return tree.where(done, fresh, after), transition
+
+    return env._replace(spec=spec, reset=reset, step=step)
+
+
+def time_limit(env: Env, seconds: float) -> Env:
+    """Truncate episodes after `seconds` (rounded to control steps). Termination by the task comes first.
+
+    Raises:
+      InputError: if that is less than one control step.
+    """
+    steps = round(seconds / env.spec.control_dt)
+    if steps < 1:
+        raise InputError(f"time limit must be at least one control step of {env.spec.control_dt} s, got {seconds}")
+    spec = _wrapped(env, "time_limit")
+
+    def step(params: Params, state: EnvState, action: Tensor, /) -> tuple[EnvState, Transition]:
+        after, transition = env.step(params, state, action)
+        late = (after.steps >= steps) & ~transition.terminated
+        return after, tree.replace(transition, truncated=transition.truncated | late)
+
+    return env._replace(spec=spec, step=step)
+
+
+def scale_actions(env: Env, low: float = -1.0, high: float = 1.0) -> Env:
+    """Actions in [low, high], mapped onto the environment's own bounds; actions outside are clipped.
+
+    Raises:
+      InputError: if the environment's actions are unbounded, or low is not below high.
+    """
+    if not low < high:
+        raise InputError(f"low must be below high, got {low} and {high}")
+    unbounded = [
+        n
+        for n, a, b in zip(env.spec.actions, env.spec.action_low, env.spec.action_high, strict=True)
+        if not (abs(a) < float("inf") and abs(b) < float("inf"))
+    ]
+    if unbounded:
+        raise InputError(f"actions without bounds cannot be scaled: {', '.join(unbounded)} (give them a ctrlrange)")
+    size = env.spec.action_size
+    spec = _wrapped(env, "scale_actions", action_low=(low,) * size, action_high=(high,) * size)
+    inner_low = torch.tensor(env.spec.action_low, dtype=torch.float64)
+    inner_high = torch.tensor(env.spec.action_high, dtype=torch.float64)
+
+    def step(params: Params, state: EnvState, action: Tensor, /) -> tuple[EnvState, Transition]:
+        start = inner_low.to(action.device)
+        share = (torch.clamp(action.to(start.dtype), low, high) - low) / (high - low)
+        return env.step(params, state, start + share * (inner_high.to(action.device) - start))
+
+    return env._replace(spec=spec, step=step)
+
+
+def action_delay(env: Env, delay: int | tuple[int, int]) -> Env:
+    """Let each action arrive some control steps late, as over a real robot's bus.
+
+    Until the first one arrives the robot gets the action 0.
+
+    Args:
+      env: the environment.
+      delay: control steps; a pair (lowest, highest) is drawn from anew for each episode.
+
+    Raises:
+      InputError: for a negative delay or an empty range.
+    """
+    least, most = delay if isinstance(delay, tuple) else (delay, delay)
+    if not 0 <= least <= most:
+        raise InputError(f"action delay must be 0 or more steps, lowest first, got {delay}")
+    spec = _wrapped(env, "action_delay")
+    size = env.spec.action_size
+
+    def reset(params: Params, key: Tensor, /) -> tuple[EnvState, Obs]:
+        state, obs = env.reset(params, key)
+        steps = torch.full_like(state.steps, least)
+        if most > least:
+            steps = random.randint(random.fold_in(state.key, _DELAY), (), least, most + 1)
+        waiting = state.physics.qpos.new_zeros((most + 1, size))
+        return _remember(state, "action_delay", {"steps": steps, "waiting": waiting}), obs
+
+    def step(params: Params, state: EnvState, action: Tensor, /) -> tuple[EnvState, Transition]:
+        memory = state.memory["action_delay"]
+        waiting = torch.cat([action.to(memory["waiting"].dtype).unsqueeze(0), memory["waiting"][:-1]])
+        late = torch.arange(most + 1, device=action.device) == memory["steps"]
+        # `where` before the sum, so that a NaN still waiting does not reach the robot early.
+        arrived = torch.where(late.unsqueeze(-1), waiting, 0.0).sum(0)
+        after, transition = env.step(params, state, arrived)
+        return _remember(after, "action_delay", {"steps": memory["steps"], "waiting": waiting}), transition
+
+    return env._replace(spec=spec, reset=reset, step=step)
+
+
+def observation_noise(env: Env, scales: Mapping[str, float], group: str = "policy") -> Env:
+    """Add uniform noise within +-scale to named parts of an observation group, anew at every observation.
+
+    Args:
+      env: the environment.
+      scales: largest error of each named part, in the part's own unit; parts not named stay exact.
+      group: the observation group.
+
+    Raises:
+      InputError: for an unknown part or group, or a negative scale.
+    """
+    parts = env.spec.parts(group)
+    for name, scale in scales.items():
+        if name not in dict(parts):
+            raise InputError(f"observation group {group!r} has no part {name!r}; it has: {', '.join(dict(parts))}")
+        if scale < 0:
+            raise InputError(f"noise scale of {name!r} must be 0 or more, got {scale}")
+    spec = _wrapped(env, f"observation_noise({group})")
+    width = torch.cat([torch.full((size,), float(scales.get(name, 0.0))) for name, size in parts])
+    salt = _NOISE + list(env.spec.observations).index(group)
+
+    def noisy(state: EnvState, obs: Obs) -> Obs:
+        noise = random.uniform(random.fold_in(state.key, salt), (len(width),), -1.0, 1.0)
+        return {**obs, group: obs[group] + width.to(noise.device) * noise}
+
+    def reset(params: Params, key: Tensor, /) -> tuple[EnvState, Obs]:
+        state, obs = env.reset(params, key)
+        return state, noisy(state, obs)
+
+    def step(params: Params, state: EnvState, action: Tensor, /) -> tuple[EnvState, Transition]:
+        after, transition = env.step(params, state, action)
+        obs = noisy(after, transition.next_obs)
+        return after, tree.replace(transition, obs=obs, next_obs=obs)
+
+    return env._replace(spec=spec, reset=reset, step=step)
+
+
+def observation_history(env: Env, length: int, group: str = "policy") -> Env:
+    """Show the last `length` observations of a group, oldest first. A first observation fills the whole history.
+
+    Raises:
+      InputError: for a length below 1 or an unknown group.
+    """
+    if length < 1:
+        raise InputError(f"history length must be at least 1, got {length}")
+    parts = env.spec.parts(group)
+    name = f"observation_history({group})"
+    repeated = tuple((f"{part}[{i - length + 1}]", size) for i in range(length) for part, size in parts)
+    spec = _wrapped(env, name, observations={**env.spec.observations, group: repeated})
+
+    def reset(params: Params, key: Tensor, /) -> tuple[EnvState, Obs]:
+        state, obs = env.reset(params, key)
+        history = obs[group].unsqueeze(0).expand(length, -1)
+        return _remember(state, name, history), {**obs, group: history.reshape(-1)}
+
+    def step(params: Params, state: EnvState, action: Tensor, /) -> tuple[EnvState, Transition]:
+        after, transition = env.step(params, state, action)
+        history = torch.cat([state.memory[name][1:], transition.next_obs[group].unsqueeze(0)])
+        obs = {**transition.next_obs, group: history.reshape(-1)}
+        return _remember(after, name, history), tree.replace(transition, obs=obs, next_obs=obs)
+
+    return env._replace(spec=spec, reset=reset, step=step)
+
+
+def random_pushes(env: Env, interval: float, speed: float, joint: str = "root") -> Env:
+    """Kick the robot: at random times its free joint's horizontal velocity changes in a random direction.
+
+    Kicks come as a Poisson process. The size is uniform in [0, speed], read from `params.values["push_speed"]`, so
+    that it can differ between robots.
+
+    Args:
+      env: the environment.
+      interval: mean time between kicks, s.
+      speed: largest change of velocity, m/s.
+      joint: name of the free joint.
+
+    Raises:
+      InputError: for an interval below one control step, a negative speed, or a joint that is not free.
+    """
+    if interval < env.spec.control_dt:
+        raise InputError(f"push interval must be at least one control step of {env.spec.control_dt} s, got {interval}")
+    if speed < 0:
+        raise InputError(f"push speed must be 0 m/s or more, got {speed}")
+    free = env.spec.model.joint(joint)
+    if free.kind != "free":
+        raise InputError(f"pushes need a free joint; {joint!r} is a {free.kind}")
+    spec = _wrapped(env, "random_pushes")
+    chance = env.spec.control_dt / interval
+    first = free.qvel.start
+    values = {**env.params.values, "push_speed": torch.tensor(float(speed), dtype=torch.float64)}
+
+    def step(params: Params, state: EnvState, action: Tensor, /) -> tuple[EnvState, Transition]:
+        draw = random.uniform(random.fold_in(state.key, _PUSH), (3,), dtype=torch.float64)
+        size = torch.where(draw[0] < chance, params.values["push_speed"] * draw[1], 0.0)
+        angle = 2 * torch.pi * draw[2]
+        kick = torch.stack([size * torch.cos(angle), size * torch.sin(angle)])
+        qvel = state.physics.qvel
+        qvel = torch.cat([qvel[:first], qvel[first : first + 2] + kick, qvel[first + 2 :]])
+        return env.step(params, tree.replace(state, physics=tree.replace(state.physics, qvel=qvel)), action)
+
+    return env._replace(spec=spec, params=tree.replace(env.params, values=values), step=step)

@@ -1,0 +1,271 @@
+"""What a run tells while it trains: a file of metrics, TensorBoard, the console, and a picture at the end.
+
+`metrics.jsonl` has one line an iteration and is the record that everything else is drawn from. Numbers that
+are not finite are null in it, for JSON has no other word for them. This module never computes a metric.
+"""
+
+import json
+import math
+import os
+import shutil
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+METRICS_FILE = "metrics.jsonl"
+CURVES_FILE = "learning_curves.png"
+
+Metrics = Mapping[str, float]
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The records of a `metrics.jsonl`, oldest first; an incomplete last line is left out."""
+    records = []
+    for line in path.read_text().splitlines():
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            break
+    return records
+
+
+class MetricsFile:
+    """Appends one line an iteration to `metrics.jsonl`.
+
+    Args:
+      path: the file; it is made if it is missing.
+      after: keep only the records up to this iteration, as after a resume. The shortened file replaces the
+        old one in one step.
+    """
+
+    def __init__(self, path: Path, after: int = 0) -> None:
+        kept = [r for r in read_metrics(path) if r["iteration"] <= after] if path.exists() else []
+        self.last: dict[str, Any] | None = kept[-1] if kept else None
+        write_atomically(path, "".join(json.dumps(record) + "\n" for record in kept))
+        self._file = path.open("a")
+
+    def write(self, iteration: int, env_steps: int, metrics: Metrics) -> None:
+        """Append a record, and hand it to the operating system before returning."""
+        values = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+        record = {"iteration": iteration, "env_steps": env_steps, **values}
+        self._file.write(json.dumps(record, allow_nan=False) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class TensorBoard:
+    """Writes event files, one event an iteration, without tensorboardX's thread: a full disk is an OSError here.
+
+    Args:
+      directory: of the event files; each start adds one.
+      after: TensorBoard hides what earlier files say about later iterations than this one.
+    """
+
+    def __init__(self, directory: Path, after: int = 0) -> None:
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto import event_pb2, summary_pb2
+
+        self._event, self._summary = event_pb2.Event, summary_pb2.Summary
+        directory.mkdir(parents=True, exist_ok=True)
+        self._writer = EventsWriter(str(directory / "events"), f".{os.getpid()}")
+        if after:
+            start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+            self._writer.write_event(self._event(wall_time=time.time(), step=after + 1, session_log=start))
+
+    def write(self, iteration: int, metrics: Metrics) -> None:
+        values = [self._summary.Value(tag=name, simple_value=value) for name, value in metrics.items()]
+        self._writer.write_event(
+            self._event(wall_time=time.time(), step=iteration, summary=self._summary(value=values))
+        )
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class Console:
+    """Progress for a person: a block redrawn in place on a terminal, elsewhere a line now and then.
+
+    Args:
+      title: what is trained.
+      iterations: the goal.
+      log_every: seconds between lines where the stream is not a terminal.
+      stream: standard output by default.
+    """
+
+    def __init__(self, title: str, iterations: int, log_every: float = 10.0, stream: TextIO | None = None):
+        self._title = title
+        self._iterations = iterations
+        self._log_every = log_every
+        self._stream = stream if stream is not None else sys.stdout
+        self._live = self._stream.isatty() and os.environ.get("TERM", "") != "dumb"
+        self._drawn = 0
+        self._next = 0.0
+
+    def update(self, iteration: int, env_steps: int, metrics: Metrics, elapsed: float, left: float) -> None:
+        """Show the state of training; `elapsed` and `left` in seconds, `left` NaN while unknown."""
+        last = iteration >= self._iterations
+        if time.monotonic() < self._next and not last:
+            return
+        self._next = time.monotonic() + (0.1 if self._live else self._log_every)
+        facts = _facts(metrics)
+        rate = metrics.get("time/env_steps_per_second", math.nan)
+        clock = f"{_duration(elapsed)} elapsed, {_duration(left)} left"
+        work = f"{_count(env_steps)} env steps, {_count(rate)}/s"
+        if not self._live:
+            self._stream.write(f"{iteration}/{self._iterations}  {work}  {clock}  {'  '.join(facts)}\n")
+            self._stream.flush()
+            return
+        width = shutil.get_terminal_size().columns - 1
+        part = min(iteration / self._iterations, 1.0)
+        done = round(part * 30)
+        losses = [f for f in facts if f.startswith("loss/")]
+        lines = [
+            f"{self._title}  {'━' * done}{'╌' * (30 - done)}  {iteration}/{self._iterations}  {part:.0%}",
+            f"  {work}  {clock}",
+            "  " + "  ".join(f for f in facts if f not in losses),
+            "  " + "  ".join(losses),
+        ]
+        self._erase()
+        self._stream.write("".join(line[:width] + "\n" for line in lines))
+        self._stream.flush()
+        self._drawn = len(lines)
+
+    def message(self, text: str) -> None:
+        """Print a line above the progress block."""
+        self._erase()
+        self._stream.write(text + "\n")
+        self._stream.flush()
+        self._next = 0.0 if self._live else self._next
+
+    def _erase(self) -> None:
+        if self._drawn:
+            self._stream.write(f"\x1b[{self._drawn}F\x1b[J")
+            self._drawn = 0
+
+    def close(self) -> None:
+        """Leave the last block where it is."""
+        self._drawn = 0
+
+
+def _facts(metrics: Metrics) -> list[str]:
+    named = (
+        ("return", "episode/return", ".4g"),
+        ("length", "episode/length", ".4g"),
+        ("falls", "episode/fall_rate", ".1%"),
+    )
+    facts = [
+        f"{label} {metrics[name]:{form}}" if math.isfinite(metrics[name]) else f"{label} -"
+        for label, name, form in named
+        if name in metrics
+    ]
+    return facts + [f"{name} {value:.3g}" for name, value in metrics.items() if name.startswith("loss/")]
+
+
+def _count(number: float) -> str:
+    if not math.isfinite(number):
+        return "-"
+    for size, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.3g}{suffix}"
+    return f"{number:.3g}"
+
+
+def _duration(seconds: float) -> str:
+    if not math.isfinite(seconds):
+        return "-"
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a file's content in one step: a reader, or a kill, sees the old or the new, never a part."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with temporary.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def plot_learning_curves(run_dir: Path) -> Path | None:
+    """Draw `learning_curves.png` from a run's metrics, over environment steps; None if there is nothing yet.
+
+    Each curve is faint as it was measured and strong as an exponential moving average. Panels of which the
+    run has no metric are left out.
+    """
+    records = read_metrics(run_dir / METRICS_FILE)
+    if not records:
+        return None
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib.figure import Figure
+
+    names = list(dict.fromkeys(name for record in records for name in record if "/" in name))
+    steps = [record["env_steps"] for record in records]
+    panels = [(title, chosen) for title, chosen in _panels(names) if chosen]
+    columns = min(3, max(1, len(panels)))
+    rows = max(1, math.ceil(len(panels) / columns))
+    figure = Figure(figsize=(4.6 * columns, 3.2 * rows), layout="constrained", dpi=120)
+    for place, (title, chosen) in enumerate(panels, start=1):
+        axes = figure.add_subplot(rows, columns, place)
+        axes.set_title(title, fontsize=11, loc="left")
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.set_xlabel("environment steps", fontsize=8)
+        axes.tick_params(labelsize=8)
+        axes.ticklabel_format(axis="x", style="sci", scilimits=(-3, 4))
+        for number, name in enumerate(chosen):
+            # Two curves of one panel may differ by orders of magnitude, so the second has its own scale.
+            side: Any = axes.twinx() if number else axes
+            side.tick_params(labelsize=8)
+            values = [math.nan if (v := record.get(name)) is None else v for record in records]
+            side.plot(steps, values, color=f"C{number}", alpha=0.25, linewidth=0.8)
+            side.plot(steps, _smooth(values), color=f"C{number}", linewidth=1.8)
+            if len(chosen) > 1:
+                side.set_ylabel(name, color=f"C{number}", fontsize=8)
+    figure.suptitle(str(run_dir), fontsize=9, color="0.4")
+    path = run_dir / CURVES_FILE
+    temporary = path.with_suffix(".tmp")
+    figure.savefig(temporary, format="png")
+    temporary.replace(path)
+    return path
+
+
+def _panels(names: Sequence[str]) -> list[tuple[str, list[str]]]:
+    def last(*words: str) -> list[str]:
+        return [name for word in words for name in names if name.split("/")[-1] in word.split()][:2]
+
+    spread = last("entropy", "kl approx_kl")
+    losses = [name for name in names if name.startswith("loss/") and name not in spread]
+    losses.sort(key=lambda name: name.split("/")[-1] not in ("policy", "value", "critic"))
+    return [
+        ("return", [n for n in names if n == "episode/return"]),
+        ("episode length", [n for n in names if n == "episode/length"]),
+        ("fall rate", [n for n in names if n == "episode/fall_rate"]),
+        ("losses", losses[:2]),
+        ("entropy and KL", spread),
+        ("environment steps per second", [n for n in names if n == "time/env_steps_per_second"]),
+    ]
+
+
+def _smooth(values: Sequence[float], weight: float | None = None) -> list[float]:
+    """An exponential moving average without a bias at the start, over the finite values."""
+    weight = weight if weight is not None else 1 - 1 / max(1.0, len(values) / 30)
+    total = count = 0.0
+    smooth = []
+    for value in values:
+        if math.isfinite(value):
+            total, count = weight * total + value, weight * count + 1
+        smooth.append(total / count if count else math.nan)
+    return smooth

@@ -1,0 +1,124 @@
+"""Networks as pairs of functions: one makes parameters from a key, the other applies them.
+
+Parameters are plain trees of tensors, so `torch.func` transforms reach them directly: mapping `init` over
+keys makes a population, mapping `apply` over parameters runs it. This module holds no parameters, uses no
+global random numbers, and never normalizes observations (`rlcore.normalize`) or makes distributions of
+outputs (`rlcore.distributions`).
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from rlcore import random
+from rlcore.errors import InputError
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "elu": F.elu,
+    "gelu": F.gelu,
+    "relu": torch.relu,
+    "silu": F.silu,
+    "swish": F.silu,
+    "tanh": torch.tanh,
+}
+
+
+class Network(NamedTuple):
+    """A network: `params = init(key)`, `y = apply(params, x)`.
+
+    `init` consumes an int64 key `[2]` and returns a tree of float32 tensors. `apply` is pure and takes
+    `[..., in]` to `[..., out]`.
+    """
+
+    init: Callable[[Tensor], Any]
+    apply: Callable[[Any, Tensor], Tensor]
+
+
+def orthogonal(key: random.Key, rows: int, columns: int, gain: float = 1.0) -> Float[Tensor, "rows columns"]:
+    """A random matrix whose rows (or columns, whichever are fewer) are orthogonal, of length `gain`.
+
+    It is the Q of the QR decomposition of a matrix of normal numbers, with the signs that make R's diagonal
+    positive: otherwise its distribution would depend on the decomposition's choice of signs. Source: Saxe et
+    al. 2013, "Exact solutions to the nonlinear dynamics of learning in deep linear neural networks"; Mezzadri
+    2006, "How to generate random matrices from the classical compact groups".
+
+    Args:
+      key: random key, consumed here.
+      rows, columns: the matrix's shape.
+      gain: length of the orthogonal vectors.
+    """
+    normal = random.normal(key, (max(rows, columns), min(rows, columns)))
+    # In float64, a difference in how a machine orders the sums is lost in the rounding to float32.
+    q, r = torch.linalg.qr(normal.to(torch.float64))
+    q = gain * q * torch.where(r.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0)
+    return (q if rows >= columns else q.mT).to(torch.float32).contiguous()
+
+
+def mlp(
+    sizes: Sequence[int], activation: str = "elu", final_scale: float = 1.0, layer_norm: bool = False
+) -> Network:
+    """A multilayer perceptron: `x -> W x + b`, with an activation between layers and none after the last.
+
+    Weights are orthogonal, with a gain of sqrt(2) in hidden layers and `final_scale` in the last; biases are
+    zero. Parameters are a list with, for each layer, `{"weight": [out, in], "bias": [out]}`, and for a hidden
+    layer with layer normalization also `"scale": [out]` and `"shift": [out]`.
+
+    Args:
+      sizes: width of the input, of each hidden layer and of the output.
+      activation: one of `ACTIVATIONS`.
+      final_scale: gain of the last layer. A small one (0.01) starts a policy near zero actions.
+      layer_norm: normalize each hidden layer's output to mean 0 and variance 1 before the activation, then
+        scale and shift it (Ba et al. 2016, https://arxiv.org/abs/1607.06450).
+
+    Returns:
+      The network. Its `apply` raises ValueError where the input's last axis is not `sizes[0]` wide or the
+      parameters are of another number of layers.
+
+    Raises:
+      InputError: if there are fewer than two sizes, one is not a positive integer, the activation is not
+        known, or `final_scale` is negative or not finite.
+    """
+    sizes = tuple(sizes)
+    if len(sizes) < 2:
+        raise InputError(f"sizes must give at least the width of the input and of the output, got {sizes}")
+    if any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in sizes):
+        raise InputError(f"sizes must be integers of at least 1, got {sizes}")
+    if activation not in ACTIVATIONS:
+        raise InputError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
+    if not (math.isfinite(final_scale) and final_scale >= 0):
+        raise InputError(f"final_scale must be finite and at least 0, got {final_scale}")
+    activate = ACTIVATIONS[activation]
+    num_layers = len(sizes) - 1
+
+    def init(key: Tensor) -> list[dict[str, Tensor]]:
+        params = []
+        keys = random.split(key, num_layers)
+        for i, (width_in, width_out) in enumerate(itertools.pairwise(sizes)):
+            last = i == num_layers - 1
+            weight = orthogonal(keys[i], width_out, width_in, final_scale if last else math.sqrt(2.0))
+            layer = {"weight": weight, "bias": weight.new_zeros(width_out)}
+            if layer_norm and not last:
+                layer["scale"] = weight.new_ones(width_out)
+                layer["shift"] = weight.new_zeros(width_out)
+            params.append(layer)
+        return params
+
+    def apply(params: list[dict[str, Tensor]], x: Tensor) -> Tensor:
+        if x.ndim < 1 or x.shape[-1] != sizes[0]:
+            raise ValueError(f"the input must be [..., {sizes[0]}], got shape {tuple(x.shape)}")
+        if len(params) != num_layers:
+            raise ValueError(f"params must be of {num_layers} layers, got {len(params)}")
+        for layer in params[:-1]:
+            x = F.linear(x, layer["weight"], layer["bias"])
+            if layer_norm:
+                x = F.layer_norm(x, x.shape[-1:], layer["scale"], layer["shift"])
+            x = activate(x)
+        return F.linear(x, params[-1]["weight"], params[-1]["bias"])
+
+    return Network(init, apply)

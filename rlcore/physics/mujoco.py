@@ -1,0 +1,439 @@
+"""MuJoCo on CPUs: the embedded default engine.
+
+Runs `mujoco.batch.Batch`, a thread pool over many simulations whose results do not depend on the number of
+threads. The batch's rows are scratch memory: every call writes the whole state it was given, so that a step is
+a function of its arguments. Only model fields stay in the rows between calls, because writing them means
+recomputing derived constants: a row is rewritten where its values differ from the ones asked for.
+
+MuJoCo's own automatic reset of unstable simulations is switched off, since it would replace a state silently, and
+so is its log: what it warns of there is told by `PhysicsState.fault` and recorded, robot by robot.
+"""
+
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import mujoco
+import numpy as np
+import torch
+from mujoco.batch import MODEL_FIELDS, Batch, SimulationError
+from torch import Tensor
+
+from rlcore.errors import InputError
+from rlcore.physics.engine import (
+    FAULT_ACTION,
+    FAULT_ENGINE,
+    FAULT_NAMES,
+    FAULT_NONE,
+    FAULT_UNSTABLE,
+    BatchEngine,
+    Fault,
+    Joint,
+    ModelInfo,
+    PhysicsParams,
+    Rows,
+    record_fault,
+)
+
+# Positions and velocities beyond this (m, rad, m/s, rad/s) are no robot's: the simulation has exploded.
+_STATE_LIMIT = 1e4
+# Step of the central differences, in the units of what is perturbed. Rounding costs about 1e-10, curvature less.
+_DIFFERENCE = 1e-6
+# A linearization takes two simulations per input; it runs in pieces of about this many rows.
+_JACOBIAN_ROWS = 4096
+# Batches of this many different sizes are kept ready.
+_BATCHES_KEPT = 6
+
+# Warnings after which a step is not to be trusted: contacts or constraints were left out for want of memory.
+_OVERFLOWS = [int(mujoco.mjtWarning.mjWARN_CONTACTFULL), int(mujoco.mjtWarning.mjWARN_CNSTRFULL)]
+
+_JOINT_KINDS = {0: "free", 1: "ball", 2: "slide", 3: "hinge"}
+
+
+def load_model(path: str | Path) -> mujoco.MjModel:
+    """Read an MJCF or MJB file.
+
+    Raises:
+      InputError: if the file is missing or MuJoCo rejects it; the message carries MuJoCo's own line number.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"model file {path} does not exist")
+    try:
+        return mujoco.MjModel.from_xml_path(str(path))
+    except ValueError as error:
+        raise InputError(f"model file {path}: {' '.join(str(error).split())}") from error
+
+
+class MujocoEngine(BatchEngine):
+    """The Engine contract over `mujoco.batch`.
+
+    Args:
+      model: a compiled model; it is copied.
+      num_threads: threads to step on; 0 takes every CPU. The results do not depend on it.
+
+    Raises:
+      InputError: if num_threads is negative.
+    """
+
+    def __init__(self, model: mujoco.MjModel, num_threads: int = 0):
+        super().__init__()
+        if num_threads < 0:
+            raise InputError(f"num_threads must be 0 (every CPU) or more, got {num_threads}")
+        self.mjmodel: mujoco.MjModel = mujoco.MjModel.__copy__(model)
+        self.mjmodel.opt.disableflags |= int(mujoco.mjtDisableBit.mjDSBL_AUTORESET)
+        log = mujoco.MjLogConfig.get()
+        log.logto_console = log.logto_file = False
+        log.set()
+        self.num_threads = num_threads
+        self.model = _model_info(self.mjmodel)
+        self.field_ranks = _FieldRanks(self.mjmodel)
+        self._buffers: OrderedDict[int, _Buffers] = OrderedDict()
+
+    def nominal(self, *names: str) -> PhysicsParams:
+        return {name: torch.from_numpy(np.array(_model_field(self.mjmodel, name))) for name in names}
+
+    def _check_fields(self, params: PhysicsParams) -> None:
+        for name, value in params.items():
+            nominal = _model_field(self.mjmodel, name)
+            if value.shape[value.ndim - nominal.ndim :] != nominal.shape:
+                raise InputError(f"model field {name!r} must end in {nominal.shape}, got {tuple(value.shape)}")
+
+    def _of_size(self, size: int) -> "_Buffers":
+        buffers = self._buffers.pop(size, None)
+        if buffers is None:
+            buffers = _Buffers(self.mjmodel, size, self.num_threads)
+            while len(self._buffers) >= _BATCHES_KEPT:
+                self._buffers.popitem(last=False)
+        self._buffers[size] = buffers
+        return buffers
+
+    def _load(self, fields: PhysicsParams, rows: Rows) -> "_Buffers":
+        buffers = self._of_size(rows.qpos.shape[0])
+        try:
+            buffers.write_fields(fields)
+        except SimulationError as error:
+            del self._buffers[rows.qpos.shape[0]]  # its rows are half written
+            raise InputError(f"MuJoCo rejects the model fields {', '.join(fields)}: {error}") from error
+        buffers.write_state(rows)
+        return buffers
+
+    def step_rows(
+        self, fields: PhysicsParams, rows: Rows, ctrl: Tensor, wrench: Tensor | None, substeps: int, key: Tensor | None
+    ) -> tuple[Rows, Tensor]:
+        buffers = self._load(fields, rows)
+        controls = ctrl.numpy()
+        bad_ctrl = None
+        if not np.isfinite(controls).all():
+            bad_ctrl = ~np.isfinite(controls).all(axis=1)
+            controls = np.where(bad_ctrl[:, None], 0.0, controls)
+        buffers.ctrl[:] = controls
+        buffers.write_wrench(wrench)
+        errors: dict[int, str] = {}
+        try:
+            buffers.batch.step(nstep=substeps)
+        except SimulationError as error:
+            errors = {int(i): buffers.batch.error(int(i)) for i in error.ids}
+        overflows = buffers.batch.warning[:, _OVERFLOWS, 1]
+        if overflows.any():
+            errors |= {int(i): "contact buffer full" for i in np.flatnonzero(overflows.any(axis=1))}
+            buffers.batch.warning[:, _OVERFLOWS] = 0
+        fault = np.zeros(len(controls), np.int64)
+        # One comparison finds NaN, infinity and explosion alike, since NaN compares false.
+        sane = np.abs(buffers.motion).max(axis=1, initial=0.0) < _STATE_LIMIT
+        if errors or bad_ctrl is not None or not sane.all():
+            fault[~sane] = FAULT_UNSTABLE
+            if bad_ctrl is not None:
+                fault[bad_ctrl] = FAULT_ACTION
+            fault[list(errors)] = FAULT_ENGINE
+        out = buffers.read()
+        if fault.any():
+            bad = torch.from_numpy(fault != FAULT_NONE)
+            out = Rows(*(_choose(bad, before, after) for before, after in zip(rows, out, strict=True)))
+            self._record(fields, rows, ctrl, wrench, substeps, key, fault, errors)
+        return out, torch.from_numpy(fault)
+
+    def forward_rows(self, fields: PhysicsParams, rows: Rows, mask: Tensor) -> Tensor:
+        ids = mask.numpy()
+        if not ids.any():
+            return rows.sensordata.clone()
+        buffers = self._load(fields, rows)
+        buffers.ctrl[:] = 0.0
+        buffers.write_wrench(None)
+        try:
+            buffers.batch.forward(None if ids.all() else ids)
+        except SimulationError:
+            pass  # the failed rows keep their old sensor values; their next step reports the fault
+        return torch.where(mask.unsqueeze(-1), torch.from_numpy(buffers.sensordata.copy()), rows.sensordata)
+
+    def jacobian_rows(
+        self, fields: PhysicsParams, rows: Rows, ctrl: Tensor, wrench: Tensor | None, substeps: int
+    ) -> Tensor:
+        m, n = self.model, rows.qpos.shape[0]
+        inputs = 2 * m.nv + m.na + m.nu + (0 if wrench is None else 6 * len(m.bodies))
+        piece = max(1, _JACOBIAN_ROWS // (2 * inputs))
+        outputs = []
+        for start in range(0, n, piece):
+            part = slice(start, min(start + piece, n))
+            outputs.append(
+                self._differences(
+                    {k: v if v.ndim == self.field_ranks[k] else v[part] for k, v in fields.items()},
+                    Rows(*(t[part] for t in rows)),
+                    ctrl[part],
+                    None if wrench is None else wrench[part],
+                    substeps,
+                )
+            )
+        return torch.cat(outputs)
+
+    def _differences(
+        self, fields: PhysicsParams, rows: Rows, ctrl: Tensor, wrench: Tensor | None, substeps: int
+    ) -> Tensor:
+        """Central differences of a few rows: `[N, outputs, inputs]`."""
+        m, n = self.model, rows.qpos.shape[0]
+        tangent = _tangent_map(self.mjmodel, rows.qpos.numpy())  # [N, nq, nv]
+        sizes = [m.nv, m.nv, m.na, m.nu] + ([] if wrench is None else [6 * len(m.bodies)])
+        inputs = sum(sizes)
+
+        def repeated(t: Tensor) -> np.ndarray:
+            """`[N, k]` to `[N, 2, inputs, k]`: one row for each input moved up and one for it moved down."""
+            return np.repeat(t.numpy().reshape(n, 1, 1, -1), 2, axis=1).repeat(inputs, axis=2)
+
+        moved = [repeated(t) for t in (rows.qpos, rows.qvel, rows.act, ctrl)]
+        if wrench is not None:
+            moved.append(repeated(wrench.reshape(n, -1)))
+        start = 0
+        for place, size in enumerate(sizes):
+            columns = slice(start, start + size)
+            direction = tangent.transpose(0, 2, 1) if place == 0 else np.eye(size)
+            for side, sign in enumerate((1.0, -1.0)):
+                moved[place][:, side, columns] += sign * _DIFFERENCE * direction
+            start += size
+        flat = [torch.from_numpy(x.reshape(n * 2 * inputs, -1)) for x in moved]
+        wide = lambda t: torch.from_numpy(repeated(t).reshape(n * 2 * inputs, *t.shape[1:]))  # noqa: E731
+        every = {
+            k: v if v.ndim == self.field_ranks[k] else v.repeat_interleave(2 * inputs, dim=0) for k, v in fields.items()
+        }
+        buffers = self._load(
+            every, Rows(wide(rows.time), flat[0], flat[1], flat[2], wide(rows.warmstart), wide(rows.sensordata))
+        )
+        buffers.ctrl[:] = flat[3].numpy()
+        buffers.write_wrench(None if wrench is None else flat[4].reshape(-1, len(m.bodies), 6))
+        try:
+            buffers.batch.step(nstep=substeps)
+        except SimulationError:
+            pass  # those rows did not move: their column is told to be flat
+        out = buffers.read()
+        after = torch.cat([out.qpos, out.qvel, out.act, out.sensordata], dim=1).reshape(n, 2, inputs, -1)
+        jacobian = (after[:, 0] - after[:, 1]) / (2 * _DIFFERENCE)
+        # Where the step itself fails, the state is held, and nothing can be said of its slope.
+        usable = torch.isfinite(jacobian).all(dim=-1, keepdim=True).all(dim=-2, keepdim=True)
+        return torch.where(usable, jacobian, 0.0).transpose(1, 2).contiguous()
+
+    def tangent_rows(self, qpos: Tensor) -> Tensor:
+        tangent = _tangent_map(self.mjmodel, qpos.numpy())
+        # For a quaternion the map T has T'T = |q|^2 / 4, so the least gradient g with T'g = h is 4 T h / |q|^2.
+        squares = (tangent**2).sum(axis=1, keepdims=True)
+        return torch.from_numpy(tangent / np.where(squares == 0.0, 1.0, squares))
+
+    def _record(
+        self,
+        fields: PhysicsParams,
+        rows: Rows,
+        ctrl: Tensor,
+        wrench: Tensor | None,
+        substeps: int,
+        key: Tensor | None,
+        fault: np.ndarray,
+        errors: dict[int, str],
+    ) -> None:
+        for i in np.flatnonzero(fault):
+            arrays = {name: value[i].numpy().copy() for name, value in rows._asdict().items()}
+            arrays["ctrl"] = ctrl[i].numpy().copy()
+            arrays["substeps"] = np.asarray(substeps)
+            if wrench is not None:
+                arrays["wrench"] = wrench[i].numpy().copy()
+            if key is not None:
+                arrays["key"] = key[i].numpy().copy()
+            for name, value in fields.items():
+                row = value if value.ndim == self.field_ranks[name] else value[i]
+                arrays[f"params.{name}"] = row.numpy().copy()
+            message = errors.get(int(i), FAULT_NAMES[fault[i]])
+            if fault[i] == FAULT_ACTION:
+                broken = np.flatnonzero(~np.isfinite(arrays["ctrl"]))
+                message += ": " + ", ".join(self.model.actuators[j] for j in broken)
+            record_fault(Fault(int(fault[i]), message, arrays))
+
+
+class _Buffers:
+    """The rows of one batch size, and what is written in them."""
+
+    def __init__(self, model: mujoco.MjModel, size: int, num_threads: int):
+        self.batch = Batch(model, size, num_threads)
+        self.model = model
+        self.time: Any = self.batch.bind("time")
+        self.qpos: Any = self.batch.bind("qpos")
+        self.qvel: Any = self.batch.bind("qvel")
+        self.act: Any = self.batch.bind("act")
+        self.warmstart: Any = self.batch.bind("qacc_warmstart")
+        self.ctrl: Any = self.batch.bind("ctrl")
+        self.sensordata: Any = self.batch.bind("sensordata")
+        self.wrench: Any = None
+        start = self.qpos.ctypes.data - self.batch.state.ctypes.data
+        first = start // self.batch.state.itemsize if model.nq else 0
+        # qpos and qvel lie side by side in a row: one view serves to check both.
+        self.motion: Any = self.batch.state[:, first : first + model.nq + model.nv]
+        self.fields: dict[str, Any] = {}
+        self.seen: dict[str, Tensor] = {}
+
+    def write_state(self, rows: Rows) -> None:
+        self.time[:] = rows.time.numpy()
+        self.qpos[:] = rows.qpos.numpy()
+        self.qvel[:] = rows.qvel.numpy()
+        self.act[:] = rows.act.numpy()
+        self.warmstart[:] = rows.warmstart.numpy()
+
+    def write_wrench(self, wrench: Tensor | None) -> None:
+        if wrench is not None:
+            if self.wrench is None:
+                self.wrench = self.batch.bind("xfrc_applied")
+            self.wrench[:] = wrench.numpy()
+        elif self.wrench is not None:
+            self.wrench[:] = 0.0
+            self.wrench = None
+
+    def write_fields(self, fields: PhysicsParams) -> None:
+        """Make every row's model fields those asked for: nominal where none is."""
+        if not fields and not self.fields:
+            return
+        if fields.keys() == self.seen.keys() and all(_same(fields[k], self.seen[k]) for k in fields):
+            return
+        changed = np.zeros(self.batch.nsim, bool)
+        for name in [*fields, *(n for n in self.fields if n not in fields)]:
+            if name not in self.fields:
+                self.fields[name] = self.batch.expand(name)
+            rows = self.fields[name]
+            wanted = fields[name].numpy() if name in fields else _model_field(self.model, name)
+            differs = (rows != wanted).reshape(len(rows), -1).any(axis=1)
+            if differs.any():
+                rows[differs] = np.broadcast_to(wanted, rows.shape)[differs]
+                changed |= differs & _feeds_constants(name)
+        if changed.any():
+            self.seen = {}
+            self.batch.set_const(changed)
+        self.seen = dict(fields)
+
+    def read(self) -> Rows:
+        copy = lambda a: torch.from_numpy(a.copy())  # noqa: E731
+        return Rows(
+            copy(self.time),
+            copy(self.qpos),
+            copy(self.qvel),
+            copy(self.act),
+            copy(self.warmstart),
+            copy(self.sensordata),
+        )
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are one piece of memory, unwritten since: `b` is held, so it cannot be reused."""
+    return (
+        a.data_ptr() == b.data_ptr()
+        and a._version == b._version
+        and a.shape == b.shape
+        and a.stride() == b.stride()
+        and a.dtype == b.dtype
+    )
+
+
+def _choose(condition: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    return torch.where(condition.reshape(-1, *(1,) * (a.ndim - 1)), a, b)
+
+
+def _feeds_constants(name: str) -> bool:
+    return name.startswith("opt.") or name in mujoco.MjModel._setconst_inputs
+
+
+def _model_field(model: mujoco.MjModel, name: str) -> np.ndarray:
+    if name not in MODEL_FIELDS:
+        raise InputError(f"{name!r} is not a model field that can differ between robots (see mujoco.batch.MODEL_FIELDS)")
+    value = getattr(model.opt, name[4:]) if name.startswith("opt.") else getattr(model, name)
+    value = np.asarray(value)
+    if value.dtype.kind != "f":
+        raise InputError(f"model field {name!r} holds {value.dtype}, not real numbers, and cannot be randomized")
+    return value
+
+
+class _FieldRanks(dict[str, int]):
+    """Number of axes of a model field, by name, looked up when first asked for."""
+
+    def __init__(self, model: mujoco.MjModel):
+        self._model = model
+
+    def __missing__(self, name: str) -> int:
+        self[name] = _model_field(self._model, name).ndim
+        return self[name]
+
+
+def _tangent_map(model: mujoco.MjModel, qpos: np.ndarray) -> np.ndarray:
+    """d qpos / d (small motion in the tangent space), `[N, nq, nv]`.
+
+    Hinges and slides: 1. A quaternion q turned by the body-frame rotation vector w moves by q (0, w) / 2.
+    """
+    out = np.zeros((len(qpos), model.nq, model.nv))
+    for j in range(model.njnt):
+        kind = _JOINT_KINDS[int(model.jnt_type[j])]
+        p, v = int(model.jnt_qposadr[j]), int(model.jnt_dofadr[j])
+        if kind == "free":
+            out[:, range(p, p + 3), range(v, v + 3)] = 1.0
+            p, v = p + 3, v + 3
+        if kind in ("free", "ball"):
+            w, x, y, z = (qpos[:, p + k] / 2 for k in range(4))
+            columns = ((-x, w, z, -y), (-y, -z, w, x), (-z, y, -x, w))
+            for k, column in enumerate(columns):
+                for row, value in enumerate(column):
+                    out[:, p + row, v + k] = value
+        else:
+            out[:, p, v] = 1.0
+    return out
+
+
+def _model_info(model: mujoco.MjModel) -> ModelInfo:
+    names = lambda kind, n: tuple(getattr(model, kind)(i).name for i in range(n))  # noqa: E731
+    joints = []
+    for j in range(model.njnt):
+        kind = _JOINT_KINDS[int(model.jnt_type[j])]
+        nq, nv = {"free": (7, 6), "ball": (4, 3)}.get(kind, (1, 1))
+        p, v = int(model.jnt_qposadr[j]), int(model.jnt_dofadr[j])
+        limits = model.jnt_range[j] if model.jnt_limited[j] else (-np.inf, np.inf)
+        joints.append(
+            Joint(model.joint(j).name, kind, slice(p, p + nq), slice(v, v + nv), float(limits[0]), float(limits[1]))
+        )
+    joint_kinds = (int(mujoco.mjtTrn.mjTRN_JOINT), int(mujoco.mjtTrn.mjTRN_JOINTINPARENT))
+    limited = model.actuator_ctrllimited.astype(bool)
+    return ModelInfo(
+        nq=model.nq,
+        nv=model.nv,
+        na=model.na,
+        nu=model.nu,
+        nsensor=model.nsensordata,
+        timestep=float(model.opt.timestep),
+        bodies=names("body", model.nbody),
+        geoms=names("geom", model.ngeom),
+        joints=tuple(joints),
+        actuators=names("actuator", model.nu),
+        actuator_joints=tuple(
+            model.joint(int(model.actuator_trnid[a, 0])).name if int(model.actuator_trntype[a]) in joint_kinds else ""
+            for a in range(model.nu)
+        ),
+        ctrl_lower=tuple(float(x) for x in np.where(limited, model.actuator_ctrlrange[:, 0], -np.inf)),
+        ctrl_upper=tuple(float(x) for x in np.where(limited, model.actuator_ctrlrange[:, 1], np.inf)),
+        sensors={
+            model.sensor(i).name: slice(int(model.sensor_adr[i]), int(model.sensor_adr[i] + model.sensor_dim[i]))
+            for i in range(model.nsensor)
+        },
+        keyframes={
+            model.key(i).name: (tuple(map(float, model.key_qpos[i])), tuple(map(float, model.key_ctrl[i])))
+            for i in range(model.nkey)
+        },
+    )

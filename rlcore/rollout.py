@@ -1,0 +1,149 @@
+"""Run a policy in an environment: for learning (`unroll`) and for measuring (`evaluate`).
+
+Both take a batched environment (`rlcore.env.batch`) and a policy as a function of its own state, so that one
+recording of a control step serves however often the policy changes.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from rlcore import random, tree
+from rlcore.env import Env, EnvState, Obs, Params, Transition, batch
+from rlcore.errors import InputError
+from rlcore.jit import jit
+from rlcore.tree import pytree
+
+Act = Callable[[Any, Obs, Tensor], tuple[Tensor, dict[str, Tensor]]]
+"""`(actor, obs [B, ...], key) -> (action [B, action], what else the learner wants of this step)`."""
+
+
+@pytree
+class Trajectory:
+    """What an unroll collected; every leaf is `[T, B, ...]`, time first.
+
+    Attributes:
+      obs: what the policy saw.
+      action: what it did.
+      extras: what it said of it, such as the log probability.
+      transition: what came of it. `transition.obs[t]` is `obs[t + 1]` and is left out: an empty dict.
+    """
+
+    obs: Obs
+    action: Tensor
+    extras: dict[str, Tensor]
+    transition: Transition
+
+
+def unroll(env: Env, act: Act) -> Callable[[Any, Params, EnvState, Obs, Tensor], tuple[EnvState, Obs, Trajectory]]:
+    """A function that lets a policy act for as many control steps as it is given keys.
+
+    Args:
+      env: a batched environment, with automatic resets if the policy is to go on after an episode.
+      act: the policy.
+
+    Returns:
+      `run(actor, params, state, obs, keys [T, 2]) -> (state, obs, trajectory)`, pure.
+    """
+
+    @jit
+    def control_step(
+        actor: Any, params: Params, state: EnvState, obs: Obs, key: Tensor
+    ) -> tuple[EnvState, Obs, Trajectory]:
+        action, extras = act(actor, obs, key)
+        state, transition = env.step(params, state, action)
+        kept = tree.replace(transition, obs={})
+        return state, transition.obs, Trajectory(obs, action, extras, kept)
+
+    def run(
+        actor: Any, params: Params, state: EnvState, obs: Obs, keys: Tensor
+    ) -> tuple[EnvState, Obs, Trajectory]:
+        steps = []
+        for key in keys.unbind(0):
+            state, obs, step = control_step(actor, params, state, obs, key)
+            steps.append(step)
+        return state, obs, tree.stack(steps)
+
+    return run
+
+
+class Episodes(NamedTuple):
+    """One episode of each of B robots.
+
+    Attributes:
+      returns: `[B]` sum of rewards.
+      lengths: `[B]` control steps.
+      terminated: `[B]` whether the task ended it (a fall); otherwise the clock did.
+      faults: `[B]` whether the physics failed in it.
+      metrics: mean of each of the environment's metrics over the episode's steps, `[B]`.
+      qpos: positions of the first robots, `[T, watched, nq]`, for a video; a robot whose episode is over stands
+        still in it.
+    """
+
+    returns: Float[Tensor, " B"]
+    lengths: Int64[Tensor, " B"]
+    terminated: Bool[Tensor, " B"]
+    faults: Bool[Tensor, " B"]
+    metrics: dict[str, Tensor]
+    qpos: Float[Tensor, "T watched nq"]
+
+
+def evaluate(
+    env: Env,
+    policy: Callable[[Obs], Tensor],
+    key: Tensor,
+    num_envs: int,
+    *,
+    params: Params | None = None,
+    watched: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> Episodes:
+    """Run one whole episode of each of `num_envs` robots.
+
+    Args:
+      env: an environment of one robot with a time limit and without automatic resets.
+      policy: obs `[B, ...]` to action `[B, action]`.
+      key: random key; robot i's episode depends on it and on i alone.
+      num_envs: how many episodes.
+      params: parameters for all robots; the nominal ones by default.
+      watched: of how many robots to keep the positions.
+      progress: called with (steps done, robots still going) after each step.
+
+    Raises:
+      InputError: if num_envs is below 1, or the environment resets itself or has no time limit.
+    """
+    if num_envs < 1:
+        raise InputError(f"num_envs must be at least 1, got {num_envs}")
+    if "auto_reset" in env.spec.wrappers or "time_limit" not in env.spec.wrappers:
+        raise InputError(f"evaluation needs a time limit and no automatic reset, got {env.spec.wrappers}")
+    batched = batch(env)
+    params = env.params if params is None else params
+    state, obs = batched.reset(params, random.split(key, num_envs))
+    going = torch.ones(num_envs, dtype=torch.bool)
+    returns = torch.zeros(num_envs, dtype=torch.float64)
+    lengths = torch.zeros(num_envs, dtype=torch.int64)
+    terminated, faults = torch.zeros_like(going), torch.zeros_like(going)
+    sums: dict[str, Tensor] = {}
+    qpos = [state.physics.qpos[:watched]]
+    steps = 0
+    while bool(going.any()):
+        after, transition = batched.step(params, state, policy(obs))
+        returns = returns + torch.where(going, transition.reward, 0.0)
+        lengths = lengths + going
+        terminated = terminated | (going & transition.terminated)
+        faults = faults | (going & (transition.metrics["fault"] > 0))
+        for name, value in transition.metrics.items():
+            sums[name] = sums.get(name, torch.zeros_like(value)) + torch.where(going, value, 0.0)
+        # Robots that are done stand still, so that a fallen one neither costs contacts nor explodes.
+        state, obs = tree.where(going, after, state), tree.where(going, transition.next_obs, obs)
+        going = going & ~(transition.terminated | transition.truncated)
+        qpos.append(state.physics.qpos[:watched])
+        steps += 1
+        if progress is not None:
+            progress(steps, int(going.sum()))
+    metrics = {name: total / lengths for name, total in sums.items()}
+    return Episodes(returns, lengths, terminated, faults, metrics, torch.stack(qpos))
+
