@@ -50,7 +50,7 @@ class Checkpointer:
         checkpoint with another identity is refused.
       keep_last: how many of the newest to keep. The one with the highest score is kept besides.
       read_only: look, and neither make, move nor delete anything.
-      warn: called with one line when something went wrong that training can go on after.
+      warn: called with one line when a damaged checkpoint is passed over.
 
     Raises:
       InputError: if the directory is missing or cannot be made or read.
@@ -106,6 +106,10 @@ class Checkpointer:
         """The iterations that have a checkpoint, oldest first."""
         return sorted(self._manager.all_steps())
 
+    def score(self, step: int) -> float | None:
+        """The score that a checkpoint was saved with."""
+        return self._scores.get(step)
+
     def best_step(self) -> int | None:
         """The iteration with the highest score, or the newest one while none has a score."""
         steps = self.steps()
@@ -114,17 +118,20 @@ class Checkpointer:
     def save(self, iteration: int, tree: Any, score: float | None = None) -> None:
         """Begin to write `tree`; it is copied before this returns. Nothing happens if it is there already.
 
-        A failure, of this save or of the one before, is passed to `warn`: training need not end for it.
-
         Args:
           iteration: the checkpoint's name, counted up.
           tree: tensors on any device.
           score: higher is better; None and NaN mean unknown.
+
+        Raises:
+          CheckpointError: if this could not be begun, or if the save before it failed; in that case this one
+            was begun all the same.
         """
+        earlier = None
         try:
             self.wait()
         except CheckpointError as error:
-            self._warn(str(error))
+            earlier = error
         if iteration in self._manager.all_steps():
             return
         arrays = {name: manifest.to_numpy(name, leaf) for name, leaf in named_leaves(tree)}
@@ -145,7 +152,9 @@ class Checkpointer:
                 force=True,
             )
         except Exception as error:
-            self._warn(str(self._failed(error)))
+            raise self._failed(error) from error
+        if earlier is not None:
+            raise earlier
 
     def wait(self) -> None:
         """Wait until the last save is on disk.

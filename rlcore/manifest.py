@@ -103,9 +103,7 @@ def check_fit(where: Path, stored: Mapping[str, Any], wanted: Mapping[str, Tenso
     for name, leaf in wanted.items():
         for kind, here in (("shape", list(leaf.shape)), ("dtype", _dtype_name(leaf))):
             if (there := stored[name][kind]) != here:
-                raise InputError(
-                    f"{where} does not fit: {name} is {there} in the checkpoint but {here} here"
-                )
+                raise InputError(f"{where} does not fit: {name} is {there} in the checkpoint but {here} here")
 
 
 def _dtype_name(leaf: Tensor) -> str:

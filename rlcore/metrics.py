@@ -52,13 +52,14 @@ class MetricsFile:
         record = {"iteration": iteration, "env_steps": env_steps, **values}
         self._file.write(json.dumps(record, allow_nan=False) + "\n")
         self._file.flush()
+        self.last = record
 
     def close(self) -> None:
         self._file.close()
 
 
 class TensorBoard:
-    """Writes event files, one event an iteration, without tensorboardX's thread: a full disk is an OSError here.
+    """Writes event files, one event an iteration, and in this thread, so that a full disk is an OSError here.
 
     Args:
       directory: of the event files; each start adds one.

@@ -76,7 +76,7 @@ def claimed(path: Path, resuming: bool) -> Iterator[None]:
 
 
 def _claim(path: Path, resuming: bool, made: list[Path]) -> int:
-    """Make and lock `path`; the directories made are appended to `made`, and the lock's descriptor returned."""
+    """Make and lock `path`, and return the lock's descriptor; `made` gets the directories made."""
     flag = "--training.resume" if resuming else "--training.run-dir"
     try:
         if not resuming and path.is_dir() and any(path.iterdir()):
@@ -105,7 +105,7 @@ def _claim(path: Path, resuming: bool, made: list[Path]) -> int:
 
 
 def _lock(descriptor: int) -> None:
-    """Lock a directory as long as the descriptor is open; the system lets go of it if the process is killed."""
+    """Lock a directory while the descriptor is open: the system unlocks it even if the process is killed."""
     try:
         import fcntl
     except ImportError:  # Windows
@@ -134,8 +134,8 @@ def check_space(path: Path, needed: int) -> None:
     free = shutil.disk_usage(path).free
     if free < needed:
         raise InputError(
-            f"run_dir {path} needs about {needed / 1e6:.0f} MB for checkpoints, but {free / 1e6:.0f} MB are free "
-            "(--training.run-dir, or a smaller --training.keep-last)"
+            f"run_dir {path} needs about {needed / 1e6:.0f} MB for checkpoints, but {free / 1e6:.0f} MB are "
+            "free (--training.run-dir, or a smaller --training.keep-last)"
         )
 
 
@@ -175,10 +175,8 @@ def read_record(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} is not a run: {file} cannot be read ({error.strerror})") from error
     except ValueError as error:
         raise InputError(f"{path} is not a run: {file} is not JSON ({str(error).splitlines()[0]})") from error
-    missing = [] if isinstance(content, dict) else ["everything"]
-    missing = missing or [
-        name for name in (*RunRecord._fields, "format", "versions", "created", "resumed") if name not in content
-    ]
+    needed = (*RunRecord._fields, "format", "versions", "created", "resumed")
+    missing = [name for name in needed if not isinstance(content, dict) or name not in content]
     if missing:
         raise InputError(f"{path} is not a run: {file} lacks {', '.join(missing)}")
     if content["format"] != FORMAT:

@@ -1,14 +1,12 @@
 """The host loop of training: `update` again and again, and all that a person wants around it.
 
 It reports metrics, writes checkpoints, stops when asked and goes on where it stopped. It knows nothing of
-robots or losses, evaluates no policy, and draws no random number: the state and `update` decide every bit, and
-what the clock decides is named `time/...`.
+robots or losses, evaluates no policy, and draws no random number: the state and `update` decide every bit,
+and what the clock decides is named `time/...`.
 """
 
 import math
-import os
-import signal
-import sys
+import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -22,6 +20,7 @@ from rlcore import run_directory
 from rlcore.checkpoint import Checkpointer, CheckpointError, tree_bytes
 from rlcore.errors import InputError
 from rlcore.experiment import Algorithm, Experiment, Fault, TrainingConfig
+from rlcore.interrupt import stop_requests
 from rlcore.metrics import METRICS_FILE, Console, MetricsFile, TensorBoard, plot_learning_curves
 from rlcore.run_directory import RunRecord
 from rlcore.tree import named_leaves
@@ -91,40 +90,30 @@ def train(
         # The newest ones, the best one, and one that is being written before another is deleted.
         run_directory.check_space(run_dir, (1 if resuming else config.keep_last + 2) * tree_bytes(state))
         state, checkpoints = _begin(run_dir, state, config, record, console.message)
-        stack.callback(_close_quietly, checkpoints)
-        start = int(state.iteration)
+        stack.callback(_quietly, checkpoints.close)
         try:
-            metrics_file = MetricsFile(run_dir / METRICS_FILE, after=start)
-            stack.callback(_suppressed, metrics_file.close)
-            board = TensorBoard(run_dir / "tensorboard", after=start) if config.tensorboard else None
-            if board:
-                stack.callback(_suppressed, board.close)
-            with _signals(console.message) as asked:
-                state, stopped = _loop(
-                    experiment.algorithm,
-                    state,
-                    config,
-                    run_dir,
-                    checkpoints=checkpoints,
-                    metrics_file=metrics_file,
-                    board=board,
-                    console=console,
-                    faults=faults,
-                    asked=asked,
-                )
-                _save(checkpoints, state, metrics_file.last, config.best_metric)
+            with _writing(run_dir):
+                outputs = _Outputs.open(run_dir, config, int(state.iteration), checkpoints, console)
+            stack.callback(_quietly, outputs.close)
+            with stop_requests() as asked:
+                state, stopped = _loop(experiment.algorithm, state, config, outputs, faults, asked)
+                _save(outputs, state, config.best_metric)
                 checkpoints.wait()
+                if (last := int(state.iteration)) not in checkpoints.steps():
+                    raise _NotWritten(f"the checkpoint of iteration {last} could not be written")
         except _NotFinite as error:
-            raise TrainingFailed(f"{error}; {_how_to_go_on(checkpoints, record, run_dir)}") from None
-        except CheckpointError as error:
-            raise TrainingFailed(f"{error}; free space, then {_resume(record, run_dir)}") from error
-        except OSError as error:
-            name = error.filename or run_dir
             raise TrainingFailed(
-                f"{name} cannot be written: {error.strerror or error}; {_how_to_go_on(checkpoints, record, run_dir)}"
+                f"{error}; the last good checkpoint is iteration {_newest(checkpoints)} of {run_dir}. This run "
+                "would fail in the same way again: start one with a smaller learning rate, and see whether "
+                f"environments went wrong ({run_dir / run_directory.FAULTS})"
+            ) from None
+        except (_NotWritten, CheckpointError) as error:
+            raise TrainingFailed(
+                f"{error}; the last good checkpoint is iteration {_newest(checkpoints)}. Free space, then go "
+                f"on with: {_resume(record, run_dir)}"
             ) from error
         console.close()
-        _finish(run_dir, state, stopped, config, record, checkpoints, console.message, render)
+        _finish(outputs, state, stopped, config, record, render)
     return TrainingResult(state, run_dir, stopped)
 
 
@@ -137,7 +126,7 @@ def _begin(
     if config.resume is not None:
         with ExitStack() as stack:
             if not directory.is_dir():
-                raise InputError(f"{run_dir} has no checkpoint to go on from; start a new run (--training.resume)")
+                raise InputError(f"{run_dir} has no checkpoint: start a new run (--training.resume)")
             checkpoints = Checkpointer(directory, identity, keep_last=config.keep_last, warn=say)
             stack.callback(checkpoints.close)
             state, iteration = checkpoints.restore_latest(state)
@@ -151,18 +140,186 @@ def _begin(
             say(f"going on from iteration {iteration} of {run_dir}")
             stack.pop_all()
         return state, checkpoints
-    checkpoints = None
     try:
         run_directory.write_record(run_dir, record)
         checkpoints = Checkpointer(directory, identity, keep_last=config.keep_last, warn=say)
         # The first one is waited for: a disk that refuses shows before any work is done.
         checkpoints.save(int(state.iteration), state)
         checkpoints.wait()
-        if not checkpoints.steps():
-            raise CheckpointError(f"the first checkpoint could not be written to {directory}")
-    except (OSError, CheckpointError) as error:
-        _remove_beginning(run_dir)
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise InputError(f"run_dir {run_dir} cannot be written: {reason} (--training.run-dir)") from error
+    except BaseException as error:
+        shutil.rmtree(directory, ignore_errors=True)
+        (run_dir / run_directory.CONFIG_FILE).unlink(missing_ok=True)
+        if isinstance(error, OSError | CheckpointError):
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise InputError(f"run_dir {run_dir} cannot be written: {reason} (--training.run-dir)") from error
+        raise
     say(f"training {record.experiment} in {run_dir}")
     return state, checkpoints
+
+
+class _NotFinite(ArithmeticError):
+    pass
+
+
+class _NotWritten(RuntimeError):
+    pass
+
+
+class _Outputs(NamedTuple):
+    """What the loop writes to."""
+
+    run_dir: Path
+    checkpoints: Checkpointer
+    metrics: MetricsFile
+    board: TensorBoard | None
+    console: Console
+
+    @classmethod
+    def open(
+        cls, run_dir: Path, config: TrainingConfig, after: int, checkpoints: Checkpointer, console: Console
+    ) -> "_Outputs":
+        metrics = MetricsFile(run_dir / METRICS_FILE, after)
+        board = TensorBoard(run_dir / "tensorboard", after) if config.tensorboard else None
+        return cls(run_dir, checkpoints, metrics, board, console)
+
+    def close(self) -> None:
+        for file in (self.metrics, self.board):
+            if file is not None:
+                file.close()
+
+
+def _loop(
+    algorithm: Algorithm,
+    state: Any,
+    config: TrainingConfig,
+    outputs: _Outputs,
+    faults: Callable[[], Iterable[Fault]] | None,
+    asked: list[str],
+) -> tuple[Any, str]:
+    """Update until there is a reason to stop; the last state and the reason."""
+    console = outputs.console
+    iteration, env_steps = int(state.iteration), int(state.env_steps)
+    first, began = iteration, time.monotonic()
+    earlier = (outputs.metrics.last or {}).get("time/elapsed_seconds") or 0.0
+    while True:
+        tick = time.monotonic()
+        try:
+            state, metrics = algorithm.update(state)
+        finally:
+            # Also when the update raised: then above all somebody will want to see why.
+            if faults is not None:
+                with _writing(outputs.run_dir):
+                    files = run_directory.write_faults(outputs.run_dir, iteration + 1, faults())
+                for file in files:
+                    console.message(f"an environment went wrong in iteration {iteration + 1}: see {file}")
+        before, steps_before = iteration, env_steps
+        iteration, env_steps, values = _read(state, metrics)
+        if iteration != before + 1:
+            raise ValueError(f"update must add 1 to iteration, but it went from {before} to {iteration}")
+        now = time.monotonic()
+        elapsed = now - began
+        values["time/iteration_seconds"] = now - tick
+        values["time/env_steps_per_second"] = (env_steps - steps_before) / max(now - tick, 1e-9)
+        values["time/elapsed_seconds"] = earlier + elapsed
+        with _writing(outputs.run_dir):
+            outputs.metrics.write(iteration, env_steps, values)
+            if outputs.board is not None:
+                outputs.board.write(iteration, values)
+        left = (config.iterations - iteration) * elapsed / (iteration - first)
+        if config.time_limit is not None:
+            left = min(left, config.time_limit - elapsed)
+        console.update(iteration, env_steps, values, earlier + elapsed, max(left, 0.0))
+        if first == before and config.best_metric not in values:
+            console.message(f"note: there is no metric {config.best_metric} to tell the best checkpoint by")
+        for name, value in values.items():
+            if name.startswith(_MUST_BE_FINITE) and not math.isfinite(value):
+                raise _NotFinite(f"{name} is {value} at iteration {iteration}")
+        if iteration >= config.iterations:
+            return state, "iterations"
+        if asked:
+            return state, asked[0]
+        if config.time_limit is not None and elapsed >= config.time_limit:
+            return state, "time limit"
+        if iteration % config.checkpoint_every == 0:
+            _save(outputs, state, config.best_metric)
+
+
+def _read(state: Any, metrics: Mapping[str, Tensor]) -> tuple[int, int, dict[str, float]]:
+    """Counters and metrics as numbers, in one transfer from the device."""
+    tensors = [state.iteration, state.env_steps, *metrics.values()]
+    iteration, env_steps, *values = torch.stack([t.detach().to(torch.float64) for t in tensors]).tolist()
+    return int(iteration), int(env_steps), dict(zip(metrics, values, strict=True))
+
+
+def _save(outputs: _Outputs, state: Any, best_metric: str) -> None:
+    """Begin a checkpoint, unless what was learned is broken; a failure to write is told, not raised."""
+    iteration = int(state.iteration)
+    for name, leaf in named_leaves(state):
+        learned = not {"params", "parameters"}.isdisjoint(name.split("."))
+        if learned and leaf.is_floating_point() and not bool(torch.isfinite(leaf).all()):
+            raise _NotFinite(f"{name} is not finite after iteration {iteration}")
+    try:
+        outputs.checkpoints.save(iteration, state, (outputs.metrics.last or {}).get(best_metric))
+    except CheckpointError as error:
+        outputs.console.message(f"warning: {error}")
+
+
+def _finish(
+    outputs: _Outputs,
+    state: Any,
+    stopped: str,
+    config: TrainingConfig,
+    record: RunRecord,
+    render: Callable[[Any, Path], None] | None,
+) -> None:
+    """Pictures and a summary. The run is complete on disk: what fails here is told and changes nothing."""
+    run_dir, checkpoints, say = outputs.run_dir, outputs.checkpoints, outputs.console.message
+    lines = []
+    best = checkpoints.best_step()
+    if best is not None and (score := checkpoints.score(best)) is not None:
+        lines.append(f"best checkpoint: iteration {best}, {config.best_metric} {score:.4g}")
+    try:
+        if curves := plot_learning_curves(run_dir):
+            lines.append(f"learning curves: {curves}")
+    except Exception as error:
+        lines.append(f"warning: no learning curves: {error}")
+    if config.video and render is not None and stopped == "iterations":
+        try:
+            render(state, run_dir / "video.mp4")
+            lines.append(f"video:           {run_dir / 'video.mp4'}")
+        except Exception as error:
+            lines.append(f"warning: no video: {error}")
+    word = "done" if stopped == "iterations" else f"stopped ({stopped})"
+    done = f"{int(state.iteration)} of {config.iterations} iterations"
+    say(f"{word}: {done}, {int(state.env_steps)} environment steps")
+    for line in [f"run:             {run_dir}", *lines]:
+        say("  " + line)
+    if stopped != "iterations":
+        say(f"  go on with:      {_resume(record, run_dir)}")
+
+
+def _resume(record: RunRecord, run_dir: Path) -> str:
+    return f"{record.command} --training.resume {run_dir}"
+
+
+def _newest(checkpoints: Checkpointer) -> int:
+    """The newest checkpoint that is complete; there is one since the run began."""
+    with suppress(CheckpointError):
+        checkpoints.wait()
+    return max(checkpoints.steps())
+
+
+@contextmanager
+def _writing(run_dir: Path) -> Iterator[None]:
+    """Tell a disk that refuses apart from whatever else an OSError may be."""
+    try:
+        yield
+    except OSError as error:
+        where = error.filename or run_dir
+        raise _NotWritten(f"{where} cannot be written: {error.strerror or error}") from error
+
+
+def _quietly(close: Callable[[], None]) -> None:
+    """Close at the end: what mattered was flushed and checked before, and a failure was told."""
+    with suppress(OSError, CheckpointError):
+        close()

@@ -154,7 +154,7 @@ def test_keyframe_touches_the_floor_and_its_servos_hold_the_pose(model, data):
 
 def test_keyframe_stands_by_itself_for_five_seconds(model, data):
     start = data.qpos.copy()
-    for _ in range(int(round(5.0 / model.opt.timestep))):
+    for _ in range(round(5.0 / model.opt.timestep)):
         mujoco.mj_step(model, data)
         # It sinks by what the knees give under the weight, and does not tip.
         assert data.qpos[2] > start[2] - 0.02
@@ -170,7 +170,7 @@ def test_keyframe_stands_by_itself_for_five_seconds(model, data):
 def test_standing_needs_the_servos(model, data):
     # Without them it collapses: so the test above cannot pass for a reason other than the servos.
     model.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_ACTUATION
-    mujoco.mj_step(model, data, int(round(1.0 / model.opt.timestep)))
+    mujoco.mj_step(model, data, round(1.0 / model.opt.timestep))
     assert data.qpos[2] < 0.6
 
 
@@ -241,7 +241,7 @@ def test_energy_and_momentum_are_conserved_in_free_flight(model, gravity):
     # It did move, so conservation is not that of standing still.
     assert np.abs(data.qpos[7:] - before_pose).max() > 0.3
     assert energy_after == pytest.approx(energy, rel=1e-6)
-    np.testing.assert_allclose(linear_after, linear + [0, 0, impulse], atol=1e-6)
+    np.testing.assert_allclose(linear_after, linear + np.array([0, 0, impulse]), atol=1e-6)
     np.testing.assert_allclose(angular_after, angular, atol=1e-6)
     # The sensor tells the same angular momentum.
     np.testing.assert_allclose(data.sensor("angular_momentum").data, angular_after, atol=1e-9)

@@ -1,0 +1,293 @@
+"""The command line of an experiment, and the way back from a run on disk to the experiment that made it.
+
+An experiment module has a frozen dataclass `Config`, whose docstring is the help text and which has at least
+the fields `seed: int` and `training: TrainingConfig`; a function `build(config) -> Experiment`; and ends with
+
+    if __name__ == "__main__":
+        run(Config, build)
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import importlib
+import importlib.util
+import io
+import math
+import sys
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import cattrs
+import tyro
+from cattrs.strategies import configure_union_passthrough
+
+from rlcore import random
+from rlcore.errors import InputError
+from rlcore.experiment import Experiment
+from rlcore.run_directory import CHECKPOINTS, RunRecord, read_record
+from rlcore.training import TrainingFailed, train
+
+Build = Callable[[Any], Experiment]
+
+
+def run(config_class: type, build: Build, argv: Sequence[str] | None = None) -> None:
+    """Parse the command line, build the experiment, train it.
+
+    With `--training.resume RUN`, fields that are not given have the values that RUN was started with, and
+    only those of `training` may be given others. The exit code is 2 for a mistake in the input, with one line
+    on standard error and nothing left behind; 1 if training failed; 130 after Ctrl-C outside the training
+    loop. A run that Ctrl-C ended with a checkpoint leaves with 0.
+    """
+    try:
+        _run(config_class, build, list(sys.argv[1:] if argv is None else argv))
+    except InputError as error:
+        _leave(2, str(error))
+    except TrainingFailed as error:
+        _leave(1, str(error))
+    except KeyboardInterrupt:
+        _leave(130, "interrupted")
+
+
+def _run(config_class: type, build: Build, argv: list[str]) -> None:
+    module, file = _origin(build)
+    command = f"python -m {module}" if file is None else f"python {file}"
+    saved, resume = None, _resume_argument(argv)
+    if resume is not None:
+        record = read_record(resume)
+        if record["module"] != module:
+            raise InputError(f"{resume} is a run of {record['module']}, not of {module} (--training.resume)")
+        saved = _config_from_json(config_class, record["config"], resume)
+        training = dataclasses.replace(saved.training, resume=resume, run_dir=None)
+        saved = dataclasses.replace(saved, training=training)
+    config = _parse(config_class, argv, saved, command)
+    if saved is not None:
+        _refuse_changes(to_json(saved), to_json(config))
+    record = RunRecord(
+        experiment=module.rsplit(".", 1)[-1],
+        module=module,
+        file=None if file is None else str(file),
+        command=command,
+        seed=config.seed,
+        config=to_json(config),
+    )
+    experiment = build(config)
+    try:
+        result = train(
+            experiment,
+            config.training,
+            key=random.key(config.seed),
+            record=record,
+            render=experiment.render,
+            faults=experiment.faults,
+        )
+    finally:
+        if experiment.close is not None:
+            experiment.close()
+    if result.stopped == "iterations":
+        print("next:")
+        print(f"  python -m experiments.play {result.run_dir}")
+        print(f"  python -m experiments.evaluate {result.run_dir}")
+        if config.training.tensorboard:
+            print(f"  tensorboard --logdir {result.run_dir / 'tensorboard'}")
+
+
+def _leave(code: int, message: str) -> None:
+    print("error: " + " ".join(message.split()), file=sys.stderr)
+    raise SystemExit(code)
+
+
+def _origin(build: Build) -> tuple[str, Path | None]:
+    """The module that `build` is from; and its file, unless importing by that name finds it."""
+    module = sys.modules[build.__module__]
+    spec = getattr(module, "__spec__", None)
+    if spec is not None:
+        return spec.name, None
+    file = Path(str(module.__file__)).resolve()
+    return file.stem, file
+
+
+def _resume_argument(argv: Sequence[str]) -> Path | None:
+    """The run to resume, looked up before the command line can be parsed: it decides the defaults."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--training.resume", dest="resume")
+    with contextlib.suppress(argparse.ArgumentError):
+        value = parser.parse_known_args(argv)[0].resume
+        return None if value in (None, "None") else Path(value)
+    return None
+
+
+def _parse(config_class: type, argv: Sequence[str], saved: Any, command: str) -> Any:
+    """Parse with tyro. Its report of a mistake is kept, but for InputError, which is a line of ours."""
+    complaints = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaints):
+            if saved is None:
+                return tyro.cli(config_class, args=argv, prog=command)
+            return tyro.cli(config_class, args=argv, prog=command, default=saved)
+    except SystemExit as stop:
+        cause: BaseException | None = stop
+        while cause is not None:
+            if isinstance(cause, InputError):
+                raise cause from None
+            cause = cause.__cause__ or cause.__context__
+        sys.stderr.write(complaints.getvalue())
+        raise
+
+
+def _refuse_changes(saved: Mapping[str, Any], given: Mapping[str, Any], prefix: str = "") -> None:
+    """Raise InputError at the first field outside `training` that a resume would change."""
+    for name, value in given.items():
+        old, path = saved.get(name), f"{prefix}{name}"
+        if path == "training" or old == value:
+            continue
+        if isinstance(old, Mapping) and isinstance(value, Mapping):
+            _refuse_changes(old, value, path + ".")
+        flag = "--" + path.replace("_", "-")
+        raise InputError(
+            f"{path} was {old!r} in the run to resume and cannot become {value!r} ({flag}): leave it out, or "
+            "start a new run"
+        )
+
+
+def _converter() -> cattrs.Converter:
+    """Configurations as JSON and back; strict, since a field misread would train something else."""
+    converter = cattrs.Converter(forbid_extra_keys=True)
+    # JSON has no infinity and no NaN: they are strings, which float() reads.
+    converter.register_unstructure_hook(float, lambda x: x if math.isfinite(x) else str(x))
+    converter.register_unstructure_hook(Path, str)
+
+    def exactly(kind: type) -> Callable[[Any, Any], Any]:
+        def structure(value: Any, _: Any) -> Any:
+            if type(value) is not kind:
+                raise TypeError(f"{value!r} is not of type {kind.__name__}")
+            return value
+
+        return structure
+
+    def number(value: Any, _: Any) -> float:
+        if isinstance(value, bool) or (isinstance(value, str) and math.isfinite(float(value))):
+            raise TypeError(f"{value!r} is not of type float")
+        return float(value)
+
+    for kind in (bool, int, str):
+        converter.register_structure_hook(kind, exactly(kind))
+    converter.register_structure_hook(float, number)
+    configure_union_passthrough(bool | int | float | str | None, converter)
+    return converter
+
+
+def to_json(config: Any) -> dict[str, Any]:
+    """A configuration as JSON values."""
+    return _converter().unstructure(config)
+
+
+def _config_from_json(config_class: type, values: Any, run_dir: Path) -> Any:
+    try:
+        return _converter().structure(values, config_class)
+    except cattrs.BaseValidationError as error:
+        faults = "; ".join(cattrs.transform_error(error, path="config"))
+        raise InputError(f"the configuration in {run_dir} does not fit this version: {faults}") from error
+
+
+class Run(NamedTuple):
+    """A run on disk, built again."""
+
+    run_dir: Path
+    module: ModuleType
+    config: Any
+    experiment: Experiment
+
+
+class Policy(NamedTuple):
+    act: Callable[..., Any]
+    """`(obs, key=None) -> action`, batched over the leading axis; deterministic without a key."""
+    state: Any
+    """The whole TrainState."""
+    iteration: int
+    run: Run
+
+
+def load_run(run_dir: Path, overrides: Mapping[str, Any] | None = None) -> Run:
+    """Import a run's experiment module and build its experiment as it was.
+
+    Args:
+      run_dir: as training left it.
+      overrides: fields to change first, by path: `{"num_envs": 1}`, `{"task.engine": "mujoco"}`.
+
+    Raises:
+      InputError: if `run_dir` is not a run, its module is gone, or its configuration no longer fits.
+    """
+    record = read_record(run_dir)
+    module = _import(record["module"], record["file"], run_dir)
+    for name in ("Config", "build"):
+        if not hasattr(module, name):
+            raise InputError(f"{run_dir} is a run of {record['module']}, which has no {name}")
+    config = _config_from_json(module.Config, record["config"], run_dir)
+    for path, value in (overrides or {}).items():
+        config = _replaced(config, path.split("."), value, path)
+    return Run(run_dir, module, config, module.build(config))
+
+
+def restore_policy(run: Run | Path, which: str | int = "best", fresh: Collection[str] = ()) -> Policy:
+    """A run's policy from one of its checkpoints, which are only read.
+
+    Args:
+      run: its directory, or what `load_run` gave.
+      which: `best`, `last`, or the iteration of a checkpoint.
+      fresh: top-level fields of the TrainState to take from `algorithm.init` instead, such as environment
+        states whose number an override changed.
+
+    Raises:
+      InputError: if there is no such checkpoint, or it is damaged or does not fit.
+    """
+    from rlcore.checkpoint import Checkpointer
+
+    if not isinstance(run, Run):
+        run = load_run(run)
+    record = read_record(run.run_dir)
+    algorithm = run.experiment.algorithm
+    target = algorithm.init(random.key(run.config.seed))
+    identity = {"experiment": record["experiment"]}
+    checkpoints = Checkpointer(run.run_dir / CHECKPOINTS, identity, read_only=True, warn=_warn)
+    try:
+        steps = {"best": checkpoints.best_step(), "last": max(checkpoints.steps(), default=None)}
+        step = steps.get(which, which) if isinstance(which, str) else which
+        if step is None:
+            raise InputError(f"{run.run_dir} has no checkpoint")
+        if isinstance(step, str) and not step.isdecimal():
+            raise InputError(f"checkpoint must be best, last or an iteration, got {which!r}")
+        state = checkpoints.restore(int(step), target, fresh)
+    finally:
+        checkpoints.close()
+    return Policy(lambda obs, key=None: algorithm.act(state, obs, key), state, int(step), run)
+
+
+def _import(name: str, file: str | None, run_dir: Path) -> ModuleType:
+    try:
+        if file is None:
+            return importlib.import_module(name)
+        spec = importlib.util.spec_from_file_location(name, file)
+        if spec is None or spec.loader is None:
+            raise ImportError(f"{file} is not a Python file")
+        module = importlib.util.module_from_spec(spec)
+        # Dataclasses look their module up by name while they are defined.
+        sys.modules[name] = module
+        spec.loader.exec_module(module)
+        return module
+    except (ImportError, OSError) as error:
+        raise InputError(f"{run_dir} is a run of {name}, which cannot be imported: {error}") from error
+
+
+def _replaced(config: Any, path: Sequence[str], value: Any, whole: str) -> Any:
+    if not any(field.name == path[0] for field in dataclasses.fields(config)):
+        raise InputError(f"the configuration has no field {whole}")
+    if path[1:]:
+        value = _replaced(getattr(config, path[0]), path[1:], value, whole)
+    return dataclasses.replace(config, **{path[0]: value})
+
+
+def _warn(text: str) -> None:
+    print(f"warning: {text}", file=sys.stderr)

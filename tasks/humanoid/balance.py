@@ -1,0 +1,139 @@
+"""Balance: the humanoid starts in a random posture, is pushed now and then, and must not fall.
+
+Actions are offsets from the standing pose's joint targets, in units of `ACTION_SCALE`; the servos do the rest. The
+policy sees what a real robot measures: angular velocity, the direction of gravity, joint angles and velocities,
+and its own last action. The value function also sees what only a simulation knows.
+"""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from rlcore import random, rotations
+from rlcore.env import Env, EnvState, Params, make_env, random_pushes, time_limit
+from rlcore.physics.engine import PhysicsState
+from rlcore.physics.mujoco import MujocoEngine, load_model
+from rlcore.rewards import Term, action_rate, alive, exponential
+
+MODEL = Path(__file__).parent / "humanoid.xml"
+ACTION_SCALE = 0.5  # rad per unit of action
+STANDING_HEIGHT = 0.83  # m, pelvis above the floor
+FALLEN_HEIGHT = 0.5  # m
+FALLEN_TILT = -0.4  # vertical component of gravity in the body frame: about 66 degrees from upright
+
+
+def make_humanoid_balance(
+    num_threads: int = 0, seconds: float = 20.0, push_interval: float = 2.0, push_speed: float = 0.8
+) -> Env:
+    """The balance task with pushes and a time limit, without automatic resets.
+
+    Args:
+      num_threads: physics threads; 0 takes every CPU.
+      seconds: length of an episode.
+      push_interval: mean time between pushes, s.
+      push_speed: largest change of the pelvis's horizontal velocity by a push, m/s.
+    """
+    engine = MujocoEngine(load_model(MODEL), num_threads)
+    model = engine.model
+    stand_qpos, stand_ctrl = model.keyframe("stand")
+    joint_qpos, joint_qvel = model.actuated()
+    pose = stand_qpos[joint_qpos]
+    lower = torch.tensor([model.joint(name).lower for name in model.actuator_joints], dtype=torch.float64)
+    upper = torch.tensor([model.joint(name).upper for name in model.actuator_joints], dtype=torch.float64)
+    contacts = [model.sensor("left_foot_contact"), model.sensor("right_foot_contact")]
+    first, last = model.sensor("waist_yaw_torque").start, model.sensor("right_ankle_roll_torque").stop
+
+    def initial(params: Params, key: Tensor) -> tuple[Tensor, Tensor]:
+        """The standing pose, joints off by up to 0.2 rad, leaning a little in any direction, and moving."""
+        draw = random.uniform(key, (1 + 3 + model.nu + model.nv,), -1.0, 1.0, dtype=torch.float64)
+        heading, lean, joints, velocity = torch.split(draw, [1, 3, model.nu, model.nv])
+        turn = rotations.multiply(
+            rotations.from_yaw(torch.pi * heading[0]), rotations.from_rotation_vector(0.1 * lean)
+        )
+        posture = torch.clamp(pose + 0.2 * joints, lower, upper)
+        # Two centimetres up, so that no foot begins inside the floor.
+        root = stand_qpos[:3] + stand_qpos.new_tensor([0.0, 0.0, 0.02])
+        return torch.cat([root, turn, posture]), 0.3 * velocity
+
+    def control(params: Params, state: EnvState, action: Tensor) -> Tensor:
+        return stand_ctrl + ACTION_SCALE * torch.clamp(action, -2.0, 2.0)
+
+    def observe(params: Params, state: EnvState) -> dict[str, dict[str, Tensor]]:
+        physics = state.physics
+        policy = {
+            "angular_velocity": physics.qvel[3:6],
+            "gravity": rotations.projected_gravity(physics.qpos[3:7]),
+            "joint_position": physics.qpos[joint_qpos] - pose,
+            "joint_velocity": physics.qvel[joint_qvel],
+            "last_action": state.memory["last_action"],
+        }
+        privileged = {
+            "linear_velocity": rotations.rotate_inverse(physics.qpos[3:7], physics.qvel[0:3]),
+            "height": physics.qpos[2:3],
+            "foot_contact": torch.cat([physics.sensordata[s] for s in contacts]),
+        }
+        return {"policy": policy, "critic": {**policy, **privileged}}
+
+    def terminate(params: Params, physics: PhysicsState) -> Tensor:
+        return (physics.qpos[2] < FALLEN_HEIGHT) | (rotations.projected_gravity(physics.qpos[3:7])[2] > FALLEN_TILT)
+
+    def torque(params: Params, before: EnvState, action: Tensor, after: EnvState) -> Tensor:
+        """`||tau||^2`, (Nm)^2."""
+        return after.physics.sensordata[first:last].square().sum()
+
+    def joint_speed(params: Params, before: EnvState, action: Tensor, after: EnvState) -> Tensor:
+        """`||qd||^2`, (rad/s)^2."""
+        return after.physics.qvel[joint_qvel].square().sum()
+
+    def metrics(params: Params, before: EnvState, action: Tensor, after: EnvState) -> dict[str, Tensor]:
+        torques = after.physics.sensordata[first:last]
+        return {
+            "torque": torques.abs().mean(),
+            "power": (torques * after.physics.qvel[joint_qvel]).abs().sum(),
+            "height": after.physics.qpos[2],
+            "speed": torch.sqrt(after.physics.qvel[:2].square().sum()),
+        }
+
+    def posture(params: Params, before: EnvState, action: Tensor, after: EnvState) -> Tensor:
+        """`exp(-mean((q - q0)^2) / 0.3^2)`: near the standing pose."""
+        return exponential((after.physics.qpos[joint_qpos] - pose).square().mean(), 0.3)
+
+    env = make_env(
+        engine,
+        name="humanoid_balance",
+        control_dt=0.02,
+        initial=initial,
+        control=control,
+        action_bounds=([-2.0] * model.nu, [2.0] * model.nu),
+        observe=observe,
+        terminate=terminate,
+        metrics=metrics,
+        terms=[
+            Term("alive", 1.0, alive),
+            Term("upright", 1.0, upright),
+            Term("height", 0.5, height),
+            Term("stillness", 1.0, stillness),
+            Term("posture", 0.5, posture),
+            Term("action_rate", -0.02, action_rate),
+            Term("torque", -1e-5, torque),
+            Term("joint_speed", -1e-3, joint_speed),
+        ],
+    )
+    return time_limit(random_pushes(env, push_interval, push_speed), seconds)
+
+
+def upright(params: Params, before: EnvState, action: Tensor, after: EnvState) -> Tensor:
+    """`exp(-(g_x^2 + g_y^2) / 0.3^2)`, with g the unit vector of gravity in the pelvis's frame."""
+    gravity = rotations.projected_gravity(after.physics.qpos[3:7])
+    return exponential(gravity[:2].square().sum(), 0.3)
+
+
+def height(params: Params, before: EnvState, action: Tensor, after: EnvState) -> Tensor:
+    """`exp(-(z - z0)^2 / 0.1^2)`: the pelvis at its standing height (m)."""
+    return exponential((after.physics.qpos[2] - STANDING_HEIGHT).square(), 0.1)
+
+
+def stillness(params: Params, before: EnvState, action: Tensor, after: EnvState) -> Tensor:
+    """`exp(-||v_xy||^2 / 0.5^2)`: staying in place (m/s)."""
+    return exponential(after.physics.qvel[:2].square().sum(), 0.5)
