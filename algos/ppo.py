@@ -1,8 +1,8 @@
 """Proximal policy optimization (Schulman et al. 2017, https://arxiv.org/abs/1707.06347).
 
-The file reads top to bottom: the configuration, the losses (functions of arrays that anyone can call alone), the
-state, and `make_ppo`, whose `init` and `update` are pure. Nothing here touches a file, a clock or a global
-random generator.
+The file reads top to bottom: the configuration, the losses (functions of arrays that anyone can call alone),
+the state, and `make_ppo`, whose `init` and `update` are pure. Nothing here touches a file, a clock or a
+global random generator.
 """
 
 import math
@@ -27,7 +27,7 @@ from rlcore.returns import gae
 from rlcore.rollout import Trajectory, unroll
 from rlcore.tree import pytree
 
-# --- configuration ---------------------------------------------------------------------------------------------
+# --- configuration ------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,8 @@ class PPOConfig:
     learning_rate: float = 3e-4
     """Adam's step size at the start."""
     kl_target: float | None = None
-    """If set, the learning rate follows the policy's change: slower where an iteration's KL divergence exceeds
-    twice this, faster where it stays below half of it."""
+    """If set, the learning rate follows the policy's change: slower where an iteration's KL divergence
+    exceeds twice this, faster where it stays below half of it."""
     learning_rate_bounds: tuple[float, float] = (1e-5, 1e-2)
     """Lowest and highest learning rate that kl_target may choose."""
     discount: float = 0.99
@@ -86,6 +86,7 @@ class PPOConfig:
         not_negative = ("value_coefficient", "entropy_coefficient", "bounds_coefficient")
         for name in at_least_one:
             _check(self, name, getattr(self, name) >= 1, "at least 1")
+        _check(self, "num_steps", self.batch_size >= 2, "more than 1 where num_envs is 1")
         for name in positive:
             _check(self, name, 0 < getattr(self, name) < math.inf, "more than 0")
         for name in not_negative:
@@ -119,7 +120,7 @@ def _check(config: PPOConfig, name: str, valid: bool, what: str) -> None:
         raise InputError(f"{name} must be {what}, got {getattr(config, name)} ({flag})")
 
 
-# --- losses ----------------------------------------------------------------------------------------------------
+# --- losses -------------------------------------------------------------------------------------------------
 
 
 def clipped_surrogate(
@@ -128,9 +129,9 @@ def clipped_surrogate(
     advantage: Float[Tensor, " N"],
     clip: float | Tensor,
 ) -> Float[Tensor, ""]:
-    """The clipped objective, negated: `-mean(min(r A, clip(r, 1 - clip, 1 + clip) A))`, `r = pi(a|s) / pi_old(a|s)`.
+    """The clipped objective, negated: `-mean(min(r A, clip(r, 1 - clip, 1 + clip) A))`.
 
-    Equation 7 of the paper.
+    `r = pi(a|s) / pi_old(a|s)`; equation 7 of the paper.
 
     Args:
       log_prob: of the actions taken, under the policy being learned.
@@ -139,7 +140,8 @@ def clipped_surrogate(
       clip: how far r may move from 1.
     """
     ratio = torch.exp(log_prob - old_log_prob)
-    clipped = torch.clamp(ratio, 1.0 - clip, 1.0 + clip)
+    limit: Any = clip  # torch's annotations know no clamp between sums of numbers and tensors
+    clipped = torch.clamp(ratio, 1.0 - limit, 1.0 + limit)
     return -torch.minimum(ratio * advantage, clipped * advantage).mean()
 
 
@@ -149,9 +151,10 @@ def value_loss(
     target: Float[Tensor, " N"],
     clip: float | None = None,
 ) -> Float[Tensor, ""]:
-    """`mean((v - target)^2) / 2`; with `clip`, the larger of that and the same with v kept near the old value.
+    """`mean((v - target)^2) / 2`; with `clip`, the larger of that and the same with v kept near the old one.
 
-    Clipping is from the reference implementation (see Engstrom et al. 2020, https://arxiv.org/abs/2005.12729).
+    Clipping is from the reference implementation (see Engstrom et al. 2020,
+    https://arxiv.org/abs/2005.12729).
 
     Args:
       value: predicted now.
@@ -169,8 +172,9 @@ def value_loss(
 def bounds_loss(
     mean: Float[Tensor, "N action"], low: Float[Tensor, " action"], high: Float[Tensor, " action"]
 ) -> Float[Tensor, ""]:
-    """`mean(max(low - 0.1 w - m, 0)^2 + max(m - high - 0.1 w, 0)^2)`, `w = (high - low) / 2`, summed over actions.
+    """`mean(sum_i max(low_i - 0.1 w_i - m_i, 0)^2 + max(m_i - high_i - 0.1 w_i, 0)^2)`.
 
+    Here `w = (high - low) / 2`.
     Keeps mean actions from drifting far outside their bounds, where no gradient of the task reaches them.
     Infinite bounds cost nothing.
     """
@@ -188,7 +192,7 @@ class Batch:
       action: what was done.
       log_prob, mean: of that action, and the mean action, under the policy that did it.
       advantage: `[N]`.
-      value, target: `[N]` old value and return to predict, in the value network's units.
+      value, target: `[N]` the network's old output, and the return to predict in the network's units.
     """
 
     policy_obs: Tensor
@@ -203,7 +207,7 @@ class Batch:
 
 @pytree
 class Networks:
-    """The parameters that are learned: two networks and the logarithm of the actions' deviation `[action]`."""
+    """What is learned: the parameters of two networks, and the log deviation of actions, `[action]`."""
 
     policy: Any
     value: Any
@@ -260,7 +264,7 @@ def ppo_loss(
     return loss, {name: value.detach() for name, value in metrics.items()}
 
 
-# --- state -----------------------------------------------------------------------------------------------------
+# --- state --------------------------------------------------------------------------------------------------
 
 
 @pytree
@@ -292,7 +296,7 @@ class TrainState:
     env_steps: Tensor
 
 
-# --- the algorithm ---------------------------------------------------------------------------------------------
+# --- the algorithm ------------------------------------------------------------------------------------------
 
 
 def make_ppo(env: Env, config: PPOConfig) -> Algorithm:
@@ -311,12 +315,16 @@ def make_ppo(env: Env, config: PPOConfig) -> Algorithm:
       InputError: if the environment does not reset itself.
     """
     if "auto_reset" not in env.spec.wrappers:
-        raise InputError(f"PPO needs an environment with automatic resets; wrap {env.spec.name} in auto_reset")
+        raise InputError(
+            f"PPO needs an environment with automatic resets; wrap {env.spec.name} in auto_reset"
+        )
     critic_group = "critic" if "critic" in env.spec.observations else "policy"
     groups = tuple(dict.fromkeys(("policy", critic_group)))
     action_size = env.spec.action_size
     policy_net = mlp(
-        (env.spec.observation_size("policy"), *config.policy_layers, action_size), config.activation, final_scale=0.01
+        (env.spec.observation_size("policy"), *config.policy_layers, action_size),
+        config.activation,
+        final_scale=0.01,
     )
     value_net = mlp((env.spec.observation_size(critic_group), *config.value_layers, 1), config.activation)
     apply = (policy_net.apply, value_net.apply)
@@ -336,13 +344,17 @@ def make_ppo(env: Env, config: PPOConfig) -> Algorithm:
 
     def values(state: TrainState, obs: Tensor) -> Tensor:
         """Values of observations `[..., size]`, in the network's units."""
-        return value_net.apply(state.params.value, scaled(state.observation_moments, critic_group, obs)).squeeze(-1)
+        return value_net.apply(
+            state.params.value, scaled(state.observation_moments, critic_group, obs)
+        ).squeeze(-1)
 
     def in_reward_units(state: TrainState, value: Tensor) -> Tensor:
         return denormalize(state.value_moments, value) if config.normalize_values else value
 
     @jit
-    def prepare(state: TrainState, trajectory: Trajectory) -> tuple[Batch, dict[str, Moments], Moments, dict[str, Any]]:
+    def prepare(
+        state: TrainState, trajectory: Trajectory
+    ) -> tuple[Batch, dict[str, Moments], Moments, dict[str, Any]]:
         """The batch to learn from, `[T * B, ...]`, the moments that come after it, and what to log of it."""
         transition = trajectory.transition
         value_tm1 = values(state, trajectory.obs[critic_group])
@@ -352,14 +364,18 @@ def make_ppo(env: Env, config: PPOConfig) -> Algorithm:
         discount_t = state.coefficients["discount"] * (~terminated)
         trace_t = (~(terminated | truncated)).to(torch.float32)
         advantage = gae(
-            transition.reward.to(torch.float32), discount_t, v_tm1, v_t, trace_t, state.coefficients["gae_lambda"]
+            transition.reward.to(torch.float32),
+            discount_t,
+            v_tm1,
+            v_t,
+            trace_t,
+            state.coefficients["gae_lambda"],
         )
         target = advantage + v_tm1
         value_moments = state.value_moments
         if config.normalize_values:
             value_moments = moments_update(value_moments, target)
-            # The old values are told in the units of the new moments, in which the network will now be trained.
-            value_tm1, goal = normalize(value_moments, v_tm1, clip=None), normalize(value_moments, target, clip=None)
+            goal = normalize(value_moments, target, clip=None)
         else:
             goal = target
         explained = 1.0 - (target - v_tm1).var() / target.var().clamp(min=1e-8)
@@ -372,6 +388,7 @@ def make_ppo(env: Env, config: PPOConfig) -> Algorithm:
             log_prob=trajectory.extras["log_prob"],
             mean=trajectory.extras["mean"],
             advantage=advantage,
+            # As the network told it: what value_clip limits is how far the network moves.
             value=value_tm1,
             target=goal,
         )
@@ -383,7 +400,11 @@ def make_ppo(env: Env, config: PPOConfig) -> Algorithm:
 
     @jit
     def gradient_step(
-        params: Networks, optimizer: AdamState, old_log_std: Tensor, coefficients: dict[str, Tensor], data: Batch
+        params: Networks,
+        optimizer: AdamState,
+        old_log_std: Tensor,
+        coefficients: dict[str, Tensor],
+        data: Batch,
     ) -> tuple[Networks, AdamState, dict[str, Tensor]]:
         grads, (_, metrics) = torch.func.grad_and_value(ppo_loss, has_aux=True)(
             params, data, old_log_std, coefficients, config, bounds, apply
@@ -392,8 +413,13 @@ def make_ppo(env: Env, config: PPOConfig) -> Algorithm:
         params, optimizer = adam_update(grads, optimizer, params, coefficients["learning_rate"])
         return params, optimizer, {**metrics, "gradients/norm": norm}
 
+    @jit
+    def divergence(params: Networks, old_log_std: Tensor, data: Batch) -> Tensor:
+        mean = policy_net.apply(params.policy, data.policy_obs)
+        return gaussian_kl(data.mean, old_log_std, mean, params.log_std).mean()
+
     def learn(state: TrainState, data: Batch, key: Tensor) -> tuple[Networks, AdamState, dict[str, Tensor]]:
-        """All gradient steps of an iteration; the metrics are means over them."""
+        """All gradient steps of an iteration; the metrics but the divergence are means over them."""
         params, optimizer, old_log_std = state.params, state.optimizer, state.params.log_std
         logged = []
         for epoch_key in random.split(key, config.num_epochs).unbind(0):
@@ -404,10 +430,9 @@ def make_ppo(env: Env, config: PPOConfig) -> Algorithm:
                     params, optimizer, old_log_std, state.coefficients, minibatch
                 )
                 logged.append(metrics)
-        # The divergence that counts is the one after the last pass, not the mean of those on the way.
-        last = torch.stack([m["policy/kl"] for m in logged[-config.num_minibatches :]]).mean()
         metrics = tree.map_leaves(torch.mean, tree.stack(logged))
-        return params, optimizer, {**metrics, "policy/kl": last}
+        # The divergence that counts is that of the whole step from policy to policy.
+        return params, optimizer, {**metrics, "policy/kl": divergence(params, old_log_std, data)}
 
     def init(key: Tensor) -> TrainState:
         policy_key, value_key, env_key, run_key = random.split(key, 4).unbind(0)
@@ -474,7 +499,9 @@ def _adapted(coefficients: dict[str, Tensor], kl: Tensor, config: PPOConfig) -> 
     if config.kl_target is None:
         return coefficients
     rate = coefficients["learning_rate"]
-    factor = torch.where(kl > 2.0 * config.kl_target, 1 / 1.2, torch.where(kl < 0.5 * config.kl_target, 1.2, 1.0))
+    factor = torch.where(
+        kl > 2.0 * config.kl_target, 1 / 1.2, torch.where(kl < 0.5 * config.kl_target, 1.2, 1.0)
+    )
     return {**coefficients, "learning_rate": torch.clamp(rate * factor, *config.learning_rate_bounds)}
 
 
@@ -482,8 +509,8 @@ def trajectory_metrics(trajectory: Trajectory, env: Env, bounds: tuple[Tensor, T
     """What to log of a trajectory `[T, B]`.
 
     Returns:
-      `episode/*`: means over the episodes that ended in it (NaN where none did); `reward/*`: each term's mean per
-      second; `env/*`: means over steps of the environment's metrics; `env/faults`: how many steps failed.
+      `episode/*`: means over the episodes that ended in it (NaN where none did); `reward/*`: each term's mean
+      per second; `env/*`: means over steps of the environment's metrics; `env/faults`: how many steps failed.
     """
     transition = trajectory.transition
     logged = dict(transition.metrics)
@@ -494,6 +521,7 @@ def trajectory_metrics(trajectory: Trajectory, env: Env, bounds: tuple[Tensor, T
         return torch.where(ended, x, 0.0).sum() / count
 
     low, high = bounds
+    saturated = (trajectory.action <= low) | (trajectory.action >= high)
     dt = env.spec.control_dt
     return {
         "episode/return": over_episodes(logged.pop("episode_return")),
@@ -501,7 +529,7 @@ def trajectory_metrics(trajectory: Trajectory, env: Env, bounds: tuple[Tensor, T
         "episode/fall_rate": over_episodes(transition.terminated.to(torch.float32)),
         "episode/ended": count,
         "env/faults": logged.pop("fault").sum(),
-        "policy/saturation": ((trajectory.action <= low) | (trajectory.action >= high)).to(torch.float32).mean(),
+        "policy/saturation": saturated.to(torch.float32).mean(),
         **{f"reward/{name}": term.mean() / dt for name, term in transition.terms.items()},
         **{f"env/{name}": value.mean() for name, value in logged.items()},
     }

@@ -21,6 +21,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 import cattrs
+import cattrs.v
 import tyro
 from cattrs.strategies import configure_union_passthrough
 
@@ -56,10 +57,10 @@ def _run(config_class: type, build: Build, argv: list[str]) -> None:
     command = f"python -m {module}" if file is None else f"python {file}"
     saved, resume = None, _resume_argument(argv)
     if resume is not None:
-        record = read_record(resume)
-        if record["module"] != module:
-            raise InputError(f"{resume} is a run of {record['module']}, not of {module} (--training.resume)")
-        saved = _config_from_json(config_class, record["config"], resume)
+        old = read_record(resume)
+        if old["module"] != module:
+            raise InputError(f"{resume} is a run of {old['module']}, not of {module} (--training.resume)")
+        saved = _config_from_json(config_class, old["config"], resume)
         training = dataclasses.replace(saved.training, resume=resume, run_dir=None)
         saved = dataclasses.replace(saved, training=training)
     config = _parse(config_class, argv, saved, command)
@@ -162,14 +163,14 @@ def _converter() -> cattrs.Converter:
     def exactly(kind: type) -> Callable[[Any, Any], Any]:
         def structure(value: Any, _: Any) -> Any:
             if type(value) is not kind:
-                raise TypeError(f"{value!r} is not of type {kind.__name__}")
+                raise InputError(f"{value!r} is not of type {kind.__name__}")
             return value
 
         return structure
 
     def number(value: Any, _: Any) -> float:
         if isinstance(value, bool) or (isinstance(value, str) and math.isfinite(float(value))):
-            raise TypeError(f"{value!r} is not of type float")
+            raise InputError(f"{value!r} is not of type float")
         return float(value)
 
     for kind in (bool, int, str):
@@ -185,10 +186,13 @@ def to_json(config: Any) -> dict[str, Any]:
 
 
 def _config_from_json(config_class: type, values: Any, run_dir: Path) -> Any:
+    def tell(error: BaseException, expected: type | None) -> str:
+        return str(error) if isinstance(error, InputError) else cattrs.v.format_exception(error, expected)
+
     try:
         return _converter().structure(values, config_class)
     except cattrs.BaseValidationError as error:
-        faults = "; ".join(cattrs.transform_error(error, path="config"))
+        faults = "; ".join(cattrs.transform_error(error, path="config", format_exception=tell))
         raise InputError(f"the configuration in {run_dir} does not fit this version: {faults}") from error
 
 
@@ -202,6 +206,8 @@ class Run(NamedTuple):
 
 
 class Policy(NamedTuple):
+    """A policy from a checkpoint, and what it came from."""
+
     act: Callable[..., Any]
     """`(obs, key=None) -> action`, batched over the leading axis; deterministic without a key."""
     state: Any

@@ -11,7 +11,6 @@ logs fatal errors only, for orbax reports there what this module says in a line 
 """
 
 import contextlib
-import io
 import logging
 import math
 import sys
@@ -233,8 +232,8 @@ class Checkpointer:
             except DamagedCheckpoint as error:
                 damaged.append((step, error))
                 continue
-            for number, error in damaged:
-                self._warn(f"{error}; going back to iteration {step}")
+            for number, reason in damaged:
+                self._warn(f"{reason}; going back to iteration {step}")
                 self._set_aside(number)
             return state, step
         if damaged:
@@ -301,12 +300,14 @@ def _quiet_failure() -> Iterator[None]:
     When one of its concurrent reads fails, the others print a traceback about a closed event loop, some of
     them a moment later. The failure itself is raised, and told in one line.
     """
-    with contextlib.redirect_stderr(io.StringIO()):
-        try:
-            yield
-        except Exception:
-            time.sleep(0.2)
-            raise
+    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    try:
+        yield
+    except Exception:
+        time.sleep(0.2)
+        raise
+    finally:
+        sys.unraisablehook = hook
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,16 +1,18 @@
 """Environments as pure functions, and functions from environment to environment.
 
 An `Env` describes one robot: `reset` and `step` take states and return states, without a batch axis, and hold
-nothing. `batch` maps them over thousands. A wrapper is a function that takes an `Env` and returns one; what it
-must remember between steps is an entry of `EnvState.memory`, so that a reset resets it and a checkpoint keeps it.
+nothing. `batch` maps them over thousands. A wrapper is a function that takes an `Env` and returns one; what
+it must remember between steps is an entry of `EnvState.memory`, so that a reset resets it and a checkpoint
+keeps it.
 
 Randomness comes from `EnvState.key`, which the innermost step advances. A wrapper that draws folds its own
 number into that key, so the draws of two wrappers never meet.
 
-`auto_reset` asks the wrapped `reset` for every robot at every step, but gives a null key to those that go on: a
-null key draws nothing and `Engine.forward` skips it, so that resetting three of 4096 robots costs three.
+`auto_reset` asks the wrapped `reset` for every robot at every step, but gives a null key to those that go on:
+a null key draws nothing and `Engine.forward` skips it, so that resetting three of 4096 robots costs three.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -130,10 +132,14 @@ class EnvSpec:
 
 
 class Reset(Protocol):
+    """How an episode begins."""
+
     def __call__(self, params: Params, key: Tensor, /) -> tuple[EnvState, Obs]: ...
 
 
 class Step(Protocol):
+    """One control step."""
+
     def __call__(self, params: Params, state: EnvState, action: Tensor, /) -> tuple[EnvState, Transition]: ...
 
 
@@ -189,32 +195,44 @@ def make_env(
       name: the task's name.
       control_dt: s between actions; a multiple of the engine's timestep.
       initial: `(params, key) -> (qpos [nq], qvel [nv])`, where an episode begins.
-      observe: `(params, state) -> {group: {part: [k]}}`; training, evaluation, export and the robot call this one.
+      observe: `(params, state) -> {group: {part: [k]}}`; training, evaluation, export and the robot call it.
       terms: the reward terms.
-      terminate: `(params, physics) -> [] bool`, whether the task has ended (a fall). A physics fault ends it too.
+      terminate: `(params, physics) -> [] bool`, whether the task has ended. A physics fault ends it too.
       control: `(params, state, action) -> ctrl [nu]`; by default the action is the control.
-      action_bounds: lowest and highest actions; by default the actuators' control ranges.
+      action_bounds: lowest and highest of each action; by default the actuators' control ranges.
       metrics: `(params, before, action, after) -> {name: []}`, quantities to log.
       memory: what the task remembers beyond `last_action`.
       values: initial `params.values`.
 
     Raises:
-      InputError: if control_dt is no multiple of the timestep, or two terms share a name.
+      InputError: if control_dt is no multiple of the timestep, two terms share a name, or the bounds are no
+        pairs of a lower and a higher number.
     """
     model = engine.model
-    substeps = round(control_dt / model.timestep)
+    substeps = round(control_dt / model.timestep) if 0 < control_dt < math.inf else 0
     if substeps < 1 or abs(substeps * model.timestep - control_dt) > 1e-9:
-        raise InputError(f"control_dt must be a multiple of the model's timestep {model.timestep} s, got {control_dt}")
+        raise InputError(
+            f"control_dt must be a multiple of the model's timestep {model.timestep} s, got {control_dt}"
+        )
     names = tuple(term.name for term in terms)
     if len(set(names)) != len(names):
         raise InputError(f"reward terms need different names, got {', '.join(names)}")
     memories = dict(memory or {})
     low, high = action_bounds or (model.ctrl_lower, model.ctrl_upper)
     action_size = len(low)
+    if len(high) != action_size or not all(a < b for a, b in zip(low, high, strict=True)):
+        raise InputError(
+            f"action_bounds must be a low and a higher number for each action, got {low}, {high}"
+        )
+    # Actions that are one to one with the actuators carry their names.
+    one_to_one = action_size == model.nu
+    action_names = model.actuators if one_to_one else tuple(f"action_{i}" for i in range(action_size))
 
     def grouped(params: Params, state: EnvState) -> Obs:
         groups = observe(params, state)
-        return {g: torch.cat([part.to(torch.float32) for part in parts.values()]) for g, parts in groups.items()}
+        return {
+            g: torch.cat([part.to(torch.float32) for part in parts.values()]) for g, parts in groups.items()
+        }
 
     def reset(params: Params, key: Tensor, /) -> tuple[EnvState, Obs]:
         draw, carry = random.split(key)
@@ -229,11 +247,12 @@ def make_env(
         action = action.to(state.physics.qpos.dtype)
         ctrl = action if control is None else control(params, state, action)
         physics = engine.step(params.physics, state.physics, ctrl, substeps=substeps, key=state.key)
+        # The engine has told a fault of an action that is not a number; nothing else may see that action.
+        action = torch.nan_to_num(action, 0.0, 0.0, 0.0)
         remembered = {n: m.update(params, state, action, physics) for n, m in memories.items()}
-        # An action that is not a number must not live on in what the next step sees.
-        remembered["last_action"] = torch.nan_to_num(action, 0.0, 0.0, 0.0)
+        remembered["last_action"] = action
         after = EnvState(physics, remembered, random.fold_in(state.key, _ADVANCE), state.steps + 1)
-        reward, weighted = weighted_terms(terms, params, state, remembered["last_action"], after, control_dt)
+        reward, weighted = weighted_terms(terms, params, state, action, after, control_dt)
         fault = physics.fault != 0
         obs = grouped(params, after)
         logged = {} if metrics is None else metrics(params, state, action, after)
@@ -255,7 +274,7 @@ def make_env(
     spec = EnvSpec(
         name=name,
         observations=observations,
-        actions=model.actuators if action_bounds is None else model.actuators[:action_size],
+        actions=action_names,
         action_low=tuple(map(float, low)),
         action_high=tuple(map(float, high)),
         control_dt=control_dt,
@@ -267,7 +286,7 @@ def make_env(
 
 
 def batch(env: Env, *, shared_params: bool = True) -> Env:
-    """The environment for many robots at once: every tensor of state, key and action gets a leading axis `[B]`.
+    """The environment for many robots at once: tensors of state, key and action get a leading axis `[B]`.
 
     The mapped functions are recorded on their first call for each batch size (see `rlcore.jit`).
 
@@ -282,7 +301,7 @@ def batch(env: Env, *, shared_params: bool = True) -> Env:
     )
 
 
-# --- wrappers --------------------------------------------------------------------------------------------------
+# --- wrappers -----------------------------------------------------------------------------------------------
 
 
 def _wrapped(env: Env, name: str, **changes: Any) -> EnvSpec:
@@ -316,7 +335,11 @@ def auto_reset(env: Env) -> Env:
         done = transition.terminated | transition.truncated
         # The ended episode has no further use for its key, so the new one begins with it.
         fresh, fresh_obs = reset(params, random.null_unless(done, after.key))
-        logged = {**transition.metrics, "episode_return": total, "episode_length": after.steps.to(total.dtype)}
+        logged = {
+            **transition.metrics,
+            "episode_return": total,
+            "episode_length": after.steps.to(total.dtype),
+        }
         transition = tree.replace(transition, obs=tree.where(done, fresh_obs, transition.obs), metrics=logged)
         return tree.where(done, fresh, after), transition
 
@@ -329,9 +352,12 @@ def time_limit(env: Env, seconds: float) -> Env:
     Raises:
       InputError: if that is less than one control step.
     """
-    steps = round(seconds / env.spec.control_dt)
+    steps = round(seconds / env.spec.control_dt) if 0 < seconds < math.inf else 0
     if steps < 1:
-        raise InputError(f"time limit must be at least one control step of {env.spec.control_dt} s, got {seconds}")
+        raise InputError(
+            f"time limit must be a number of seconds, at least one control step of {env.spec.control_dt} s, "
+            f"got {seconds}"
+        )
     spec = _wrapped(env, "time_limit")
 
     def step(params: Params, state: EnvState, action: Tensor, /) -> tuple[EnvState, Transition]:
@@ -348,15 +374,17 @@ def scale_actions(env: Env, low: float = -1.0, high: float = 1.0) -> Env:
     Raises:
       InputError: if the environment's actions are unbounded, or low is not below high.
     """
-    if not low < high:
-        raise InputError(f"low must be below high, got {low} and {high}")
+    if not -math.inf < low < high < math.inf:
+        raise InputError(f"low must be below high, and both finite, got {low} and {high}")
     unbounded = [
         n
         for n, a, b in zip(env.spec.actions, env.spec.action_low, env.spec.action_high, strict=True)
-        if not (abs(a) < float("inf") and abs(b) < float("inf"))
+        if not (abs(a) < math.inf and abs(b) < math.inf)
     ]
     if unbounded:
-        raise InputError(f"actions without bounds cannot be scaled: {', '.join(unbounded)} (give them a ctrlrange)")
+        raise InputError(
+            f"actions without bounds cannot be scaled: {', '.join(unbounded)} (give them a ctrlrange)"
+        )
     size = env.spec.action_size
     spec = _wrapped(env, "scale_actions", action_low=(low,) * size, action_high=(high,) * size)
     inner_low = torch.tensor(env.spec.action_low, dtype=torch.float64)
@@ -422,8 +450,10 @@ def observation_noise(env: Env, scales: Mapping[str, float], group: str = "polic
     parts = env.spec.parts(group)
     for name, scale in scales.items():
         if name not in dict(parts):
-            raise InputError(f"observation group {group!r} has no part {name!r}; it has: {', '.join(dict(parts))}")
-        if scale < 0:
+            raise InputError(
+                f"observation group {group!r} has no part {name!r}; it has: {', '.join(dict(parts))}"
+            )
+        if not 0 <= scale < math.inf:
             raise InputError(f"noise scale of {name!r} must be 0 or more, got {scale}")
     spec = _wrapped(env, f"observation_noise({group})")
     width = torch.cat([torch.full((size,), float(scales.get(name, 0.0))) for name, size in parts])
@@ -446,7 +476,7 @@ def observation_noise(env: Env, scales: Mapping[str, float], group: str = "polic
 
 
 def observation_history(env: Env, length: int, group: str = "policy") -> Env:
-    """Show the last `length` observations of a group, oldest first. A first observation fills the whole history.
+    """Show the last `length` observations of a group, oldest first; the first one fills the whole history.
 
     Raises:
       InputError: for a length below 1 or an unknown group.
@@ -475,8 +505,8 @@ def observation_history(env: Env, length: int, group: str = "policy") -> Env:
 def random_pushes(env: Env, interval: float, speed: float, joint: str = "root") -> Env:
     """Kick the robot: at random times its free joint's horizontal velocity changes in a random direction.
 
-    Kicks come as a Poisson process. The size is uniform in [0, speed], read from `params.values["push_speed"]`, so
-    that it can differ between robots.
+    Kicks come as a Poisson process. The size is uniform in [0, speed], read from
+    `params.values["push_speed"]`, so that it can differ between robots.
 
     Args:
       env: the environment.
@@ -487,9 +517,11 @@ def random_pushes(env: Env, interval: float, speed: float, joint: str = "root") 
     Raises:
       InputError: for an interval below one control step, a negative speed, or a joint that is not free.
     """
-    if interval < env.spec.control_dt:
-        raise InputError(f"push interval must be at least one control step of {env.spec.control_dt} s, got {interval}")
-    if speed < 0:
+    if not interval >= env.spec.control_dt:
+        raise InputError(
+            f"push interval must be at least one control step of {env.spec.control_dt} s, got {interval}"
+        )
+    if not 0 <= speed < math.inf:
         raise InputError(f"push speed must be 0 m/s or more, got {speed}")
     free = env.spec.model.joint(joint)
     if free.kind != "free":

@@ -111,7 +111,7 @@ def _dtype_name(leaf: Tensor) -> str:
 
 
 def _checksum(array: np.ndarray) -> int:
-    return zlib.crc32(array.reshape(-1).view(np.uint8)) if array.size else 0
+    return zlib.crc32(array.reshape(-1).view(np.uint8).data) if array.size else 0
 
 
 def _text_checksum(content: Mapping[str, Any]) -> int:

@@ -4,6 +4,7 @@
 are not finite are null in it, for JSON has no other word for them. This module never computes a metric.
 """
 
+import io
 import json
 import math
 import os
@@ -12,7 +13,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 METRICS_FILE = "metrics.jsonl"
 CURVES_FILE = "learning_curves.png"
@@ -98,11 +99,13 @@ class Console:
       stream: standard output by default.
     """
 
-    def __init__(self, title: str, iterations: int, log_every: float = 10.0, stream: TextIO | None = None):
+    def __init__(
+        self, title: str, iterations: int, log_every: float = 10.0, stream: io.TextIOBase | None = None
+    ):
         self._title = title
         self._iterations = iterations
         self._log_every = log_every
-        self._stream = stream if stream is not None else sys.stdout
+        self._stream: Any = stream if stream is not None else sys.stdout
         self._live = self._stream.isatty() and os.environ.get("TERM", "") != "dumb"
         self._drawn = 0
         self._next = 0.0
@@ -201,15 +204,13 @@ def write_atomically(path: Path, text: str) -> None:
 def plot_learning_curves(run_dir: Path) -> Path | None:
     """Draw `learning_curves.png` from a run's metrics, over environment steps; None if there is nothing yet.
 
-    Each curve is faint as it was measured and strong as an exponential moving average. Panels of which the
+    Each curve is faint as it was measured and strong as a moving average. Panels of which the
     run has no metric are left out.
     """
     records = read_metrics(run_dir / METRICS_FILE)
     if not records:
         return None
-    import matplotlib
-
-    matplotlib.use("Agg")
+    # A Figure made without pyplot draws with Agg: it needs no display and no global state.
     from matplotlib.figure import Figure
 
     names = list(dict.fromkeys(name for record in records for name in record if "/" in name))
@@ -260,13 +261,12 @@ def _panels(names: Sequence[str]) -> list[tuple[str, list[str]]]:
     ]
 
 
-def _smooth(values: Sequence[float], weight: float | None = None) -> list[float]:
-    """An exponential moving average without a bias at the start, over the finite values."""
-    weight = weight if weight is not None else 1 - 1 / max(1.0, len(values) / 30)
-    total = count = 0.0
+def _smooth(values: Sequence[float]) -> list[float]:
+    """The mean over a centred window of a thirtieth of the run, which shrinks at the ends and skips gaps."""
+    reach = len(values) // 60
     smooth = []
-    for value in values:
-        if math.isfinite(value):
-            total, count = weight * total + value, weight * count + 1
-        smooth.append(total / count if count else math.nan)
+    for i in range(len(values)):
+        side = min(reach, i, len(values) - 1 - i)
+        window = [value for value in values[i - side : i + side + 1] if math.isfinite(value)]
+        smooth.append(sum(window) / len(window) if window else math.nan)
     return smooth

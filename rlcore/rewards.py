@@ -40,7 +40,7 @@ def weighted_terms(
       terms: the terms; none gives a reward of 0.
       params: carries the weights, `[]` each.
       before, action, after: the step.
-      dt: control interval, s. Weights are per second, so that a change of control rate keeps the task the same.
+      dt: control interval, s. Weights are per second, so that another control rate leaves the task the same.
     """
     if not terms:
         return torch.zeros_like(after.physics.time), {}
@@ -66,9 +66,9 @@ def tolerance(x: Tensor, low: float, high: float, margin: float = 0.0) -> Tensor
     Raises:
       InputError: if the bounds are crossed or the margin is negative.
     """
-    if low > high:
+    if not low <= high:
         raise InputError(f"tolerance needs low <= high, got {low} and {high}")
-    if margin < 0:
+    if not margin >= 0:
         raise InputError(f"tolerance margin must be 0 or more, got {margin}")
     outside = torch.clamp(low - x, min=0.0) + torch.clamp(x - high, min=0.0)
     if margin == 0:
@@ -77,7 +77,7 @@ def tolerance(x: Tensor, low: float, high: float, margin: float = 0.0) -> Tensor
     return torch.exp(-((outside / margin) ** 2) * 2.302585092994046)
 
 
-# --- terms that fit any robot with actuators --------------------------------------------------------------------
+# --- terms that fit any robot with actuators ----------------------------------------------------------------
 
 
 def alive(params: Any, before: "EnvState", action: Tensor, after: "EnvState") -> Tensor:
@@ -86,7 +86,10 @@ def alive(params: Any, before: "EnvState", action: Tensor, after: "EnvState") ->
 
 
 def action_rate(params: Any, before: "EnvState", action: Tensor, after: "EnvState") -> Tensor:
-    """`||a_t - a_tm1||^2`: smoothness of what is commanded (Rudin et al. 2022, "Learning to walk in minutes")."""
+    """`||a_t - a_tm1||^2`: smoothness of what is commanded.
+
+    Source: Rudin et al. 2022, "Learning to walk in minutes using massively parallel deep RL".
+    """
     return ((action - before.memory["last_action"]) ** 2).sum()
 
 

@@ -38,7 +38,9 @@ class Trajectory:
     transition: Transition
 
 
-def unroll(env: Env, act: Act) -> Callable[[Any, Params, EnvState, Obs, Tensor], tuple[EnvState, Obs, Trajectory]]:
+def unroll(
+    env: Env, act: Act
+) -> Callable[[Any, Params, EnvState, Obs, Tensor], tuple[EnvState, Obs, Trajectory]]:
     """A function that lets a policy act for as many control steps as it is given keys.
 
     Args:
@@ -79,8 +81,8 @@ class Episodes(NamedTuple):
       terminated: `[B]` whether the task ended it (a fall); otherwise the clock did.
       faults: `[B]` whether the physics failed in it.
       metrics: mean of each of the environment's metrics over the episode's steps, `[B]`.
-      qpos: positions of the first robots, `[T, watched, nq]`, for a video; a robot whose episode is over stands
-        still in it.
+      qpos: positions of the first robots, `[T, watched, nq]`, for a video; a robot whose episode is over
+        stands still in it.
     """
 
     returns: Float[Tensor, " B"]
@@ -146,4 +148,3 @@ def evaluate(
             progress(steps, int(going.sum()))
     metrics = {name: total / lengths for name, total in sums.items()}
     return Episodes(returns, lengths, terminated, faults, metrics, torch.stack(qpos))
-

@@ -1,7 +1,8 @@
 """Quaternions and frames.
 
-Quaternions are `[..., 4]` in the order w x y z and of unit length; q turns a vector of the body frame into the
-world frame. Formulas are written out by component: they give the same bits for one robot as for thousands.
+Quaternions are `[..., 4]` in the order w x y z and of unit length; q turns a vector of the body frame into
+the world frame. Formulas are written out by component: they give the same bits for one robot as for
+thousands.
 """
 
 import torch
@@ -30,7 +31,10 @@ def conjugate(q: Tensor) -> Tensor:
 
 
 def rotate(q: Tensor, v: Tensor) -> Tensor:
-    """`v` `[..., 3]` in the body frame, seen in the world frame: `v + 2 w (u x v) + 2 u x (u x v)`, q = (w, u)."""
+    """`v` `[..., 3]` in the body frame, seen in the world frame: `v + 2 w (u x v) + 2 u x (u x v)`.
+
+    Here w is the scalar and u the vector part of `q` `[..., 4]`.
+    """
     w, x, y, z = q.unbind(-1)
     a, b, c = v.unbind(-1)
     # t = 2 u x v
@@ -58,7 +62,10 @@ def from_yaw(yaw: Tensor) -> Tensor:
 
 
 def yaw(q: Tensor) -> Tensor:
-    """Heading in rad, in (-pi, pi]: the angle of the body's x axis in the ground plane. `[..., 4]` to `[...]`."""
+    """Heading in rad, in [-pi, pi]: the angle of the body's x axis in the ground plane.
+
+    `[..., 4]` to `[...]`. It means nothing, and has no gradient, where that axis is vertical.
+    """
     w, x, y, z = q.unbind(-1)
     return torch.atan2(2 * (w * z + x * y), 1 - 2 * (y * y + z * z))
 

@@ -43,6 +43,8 @@ class TrainingFailed(RuntimeError):
 
 
 class TrainingResult(NamedTuple):
+    """What `train` hands back."""
+
     state: Any
     """The last TrainState."""
     run_dir: Path
@@ -103,9 +105,9 @@ def train(
                     raise _NotWritten(f"the checkpoint of iteration {last} could not be written")
         except _NotFinite as error:
             raise TrainingFailed(
-                f"{error}; the last good checkpoint is iteration {_newest(checkpoints)} of {run_dir}. This run "
-                "would fail in the same way again: start one with a smaller learning rate, and see whether "
-                f"environments went wrong ({run_dir / run_directory.FAULTS})"
+                f"{error}; the last good checkpoint is iteration {_newest(checkpoints)} of {run_dir}. This "
+                "run would fail in the same way again: start one with a smaller learning rate, and see "
+                f"whether environments went wrong ({run_dir / run_directory.FAULTS})"
             ) from None
         except (_NotWritten, CheckpointError) as error:
             raise TrainingFailed(

@@ -73,7 +73,15 @@ def map_leaves(fn: Callable[..., Any], tree: T, *others: Any) -> T:
     Raises:
       ValueError: if the trees' structures (static fields included) differ.
     """
-    return tree_map(fn, tree, *others)
+    leaves, structure = tree_flatten(tree)
+    columns = [leaves]
+    for other in others:
+        column = structure.flatten_up_to(other)
+        # A leaf of the first tree may stand where another has a whole branch.
+        if not all(torch_pytree.tree_is_leaf(leaf) for leaf in column):
+            raise ValueError(f"trees of one structure are needed, got {structure} and {tree_flatten(other)[1]}")
+        columns.append(column)
+    return tree_unflatten([fn(*row) for row in zip(*columns, strict=True)], structure)
 
 
 def where(condition: torch.Tensor, if_true: T, if_false: T) -> T:
@@ -82,9 +90,16 @@ def where(condition: torch.Tensor, if_true: T, if_false: T) -> T:
     Args:
       condition: bool `[...]`; it is aligned with each leaf's leading axes, so a `[B]` condition chooses rows.
       if_true, if_false: trees of one structure, each leaf `[..., *any]`.
+
+    Raises:
+      ValueError: if a leaf has fewer axes than `condition`, or the structures differ.
     """
 
     def choose(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        if a.ndim < condition.ndim:
+            raise ValueError(
+                f"every leaf needs the axes of condition {tuple(condition.shape)}, got one of shape {tuple(a.shape)}"
+            )
         shaped = condition.reshape(condition.shape + (1,) * (a.ndim - condition.ndim))
         return torch.where(shaped, a, b)
 

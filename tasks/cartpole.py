@@ -1,7 +1,8 @@
 """Cartpole: a pole on a cart, to be kept upright by pushing the cart. The smallest complete task.
 
-The mechanism is that of Barto, Sutton and Anderson 1983, "Neuronlike adaptive elements that can solve difficult
-learning control problems": a cart of 1 kg, a pole of 0.1 kg and 1 m, forces up to 10 N, 50 decisions a second.
+The mechanism is that of Barto, Sutton and Anderson 1983, "Neuronlike adaptive elements that can solve
+difficult learning control problems": a cart of 1 kg, a pole of 0.1 kg and 1 m, forces up to 10 N, 50
+decisions a second.
 """
 
 import mujoco
@@ -19,7 +20,8 @@ MODEL = """
   <option timestep="0.01" integrator="implicitfast"><flag contact="disable"/></option>
   <visual><global offwidth="1280" offheight="720"/><headlight ambient="0.5 0.5 0.5"/></visual>
   <asset>
-    <texture name="sky" type="skybox" builtin="gradient" rgb1="0.9 0.95 1" rgb2="0.6 0.7 0.85" width="64" height="64"/>
+    <texture name="sky" type="skybox" builtin="gradient" rgb1="0.9 0.95 1" rgb2="0.6 0.7 0.85"
+             width="64" height="64"/>
   </asset>
   <worldbody>
     <light pos="0 -2 4" dir="0 0.4 -1"/>

@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -41,7 +41,9 @@ class Config:
     """Seconds that an update sleeps."""
     nan_at: int | None = None
     """Iteration whose gradient step is not a number."""
-    training: TrainingConfig = TrainingConfig(iterations=20, checkpoint_every=5, log_every=0.5)
+    training: TrainingConfig = field(
+        default_factory=lambda: TrainingConfig(iterations=20, checkpoint_every=5)
+    )
 
     def __post_init__(self) -> None:
         if not self.learning_rate > 0:

@@ -1,0 +1,108 @@
+"""Watch a trained policy: as a film, or in a window where there is a screen."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from rlcore.errors import InputError
+
+
+@dataclass(frozen=True)
+class Config:
+    """Let a trained policy act and film it: a few robots side by side, one whole episode each."""
+
+    run_dir: Annotated[Path, tyro.conf.Positional]
+    """Run directory, as training printed it."""
+    robots: int = 4
+    """How many robots to show (a window shows one)."""
+    seconds: float | None = None
+    """Length of an episode; by default that of the task."""
+    seed: int = 2000
+    """Seed of the episodes."""
+    checkpoint: str = "best"
+    """Which checkpoint: best, last, or an iteration."""
+    camera: str = "track"
+    """A camera of the model, such as track, side or front."""
+    window: bool = False
+    """Show a window in real time instead of writing a film (needs a screen)."""
+    output: Path | None = None
+    """Film to write, .mp4 or .gif; by default play.mp4 in the run directory."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.robots <= 64:
+            raise InputError(f"robots must be 1 to 64, got {self.robots} (--robots)")
+        if self.seconds is not None and not self.seconds > 0:
+            raise InputError(f"seconds must be more than 0, got {self.seconds} (--seconds)")
+        if self.seed < 0:
+            raise InputError(f"seed must be 0 or more, got {self.seed} (--seed)")
+        if self.output is not None and self.output.suffix not in (".mp4", ".gif"):
+            raise InputError(f"output must end in .mp4 or .gif, got {self.output} (--output)")
+
+
+def main(config: Config) -> None:
+    """Film or show a run's policy."""
+    from experiments.cli import load_run, progress_line, restore_policy, writable
+    from experiments.recording import film
+    from rlcore import random
+
+    overrides = {} if config.seconds is None else {"episode_seconds": config.seconds}
+    output = writable(config.output or config.run_dir / "play.mp4", config.run_dir)
+    run = load_run(config.run_dir, overrides)
+    policy = restore_policy(run, config.checkpoint, fresh=("env_state", "obs"))
+    env = run.experiment.evaluation_env
+    if config.window:
+        show(env, policy.act, random.key(config.seed))
+        return
+    with progress_line() as tell:
+        episodes = film(
+            env,
+            policy.act,
+            output,
+            key=random.key(config.seed),
+            num_robots=config.robots,
+            camera=config.camera,
+            progress=lambda what, done, total: tell(f"{what}: {done} of {total} pictures"),
+        )
+    stood = int((~episodes.terminated).sum())
+    print(f"{output}: {stood} of {config.robots} robots lasted the whole episode")
+
+
+def show(env, policy, key) -> None:  # type: ignore[no-untyped-def]
+    """One robot in MuJoCo's viewer, in real time, episode after episode until the window is closed."""
+    import mujoco.viewer
+
+    from rlcore import random, tree
+    from rlcore.env import batch
+
+    model = env.engine.mjmodel
+    data = mujoco.MjData(model)
+    batched = batch(env)
+    try:
+        viewer = mujoco.viewer.launch_passive(model, data)
+    except Exception as error:
+        raise InputError(f"no window can be opened: {error} (leave out --window to write a film)") from error
+    with viewer:
+        episode = 0
+        while viewer.is_running():
+            state, obs = batched.reset(env.params, random.split(random.fold_in(key, episode), 1))
+            episode += 1
+            done = False
+            while viewer.is_running() and not done:
+                began = time.perf_counter()
+                state, transition = batched.step(env.params, state, policy(obs))
+                obs = transition.next_obs
+                done = bool((transition.terminated | transition.truncated)[0])
+                physics = tree.index(state.physics, 0)
+                data.qpos[:], data.qvel[:] = physics.qpos.numpy(), physics.qvel.numpy()
+                mujoco.mj_forward(model, data)
+                viewer.sync()
+                time.sleep(max(0.0, env.spec.control_dt - (time.perf_counter() - began)))
+
+
+if __name__ == "__main__":
+    from experiments.cli import command
+
+    command(Config, main)

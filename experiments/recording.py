@@ -1,0 +1,96 @@
+"""What experiments record besides metrics: a film of the policy, and environments that went wrong."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rlcore import random
+from rlcore.env import Env, Obs
+from rlcore.experiment import Algorithm, Fault
+from rlcore.physics.engine import FAULT_NAMES, drain_faults
+from rlcore.rollout import Episodes, evaluate
+
+FILM_FPS = 25
+_FILM_KEY = 20
+
+
+def film(
+    env: Env,
+    policy: Callable[[Obs], Tensor],
+    path: Path,
+    *,
+    key: Tensor,
+    num_robots: int = 4,
+    camera: str = "track",
+    size: tuple[int, int] = (480, 360),
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Episodes:
+    """Film one episode of a few robots side by side, with the time and each robot's fate written into it.
+
+    Args:
+      env: an environment of one robot with a time limit, without automatic resets, on the MuJoCo engine.
+      policy: obs `[B, ...]` to action `[B, action]`.
+      path: where to, .mp4 or .gif.
+      key: random key of the episodes.
+      num_robots: how many.
+      camera: a camera of the model.
+      size: width and height of each robot's picture, pixels.
+      progress: called with (what, done, total).
+
+    Returns:
+      The episodes that are shown.
+    """
+    from rlcore.video import render_frames, tile, write_video
+
+    tell = progress or (lambda *_: None)
+    episodes = evaluate(env, policy, key, num_robots, watched=num_robots)
+    dt = env.spec.control_dt
+    every = max(1, round(1.0 / (FILM_FPS * dt)))
+    shown = torch.arange(0, episodes.qpos.shape[0], every)
+    films = []
+    for robot in range(num_robots):
+        length = int(episodes.lengths[robot])
+        ended = "fell" if bool(episodes.terminated[robot]) else "done"
+        text = [
+            f"{min(int(t), length) * dt:5.2f} s" + (f"  {ended}" if int(t) >= length else "") for t in shown.tolist()
+        ]
+        films.append(
+            render_frames(
+                env.engine.mjmodel,  # type: ignore[attr-defined]
+                episodes.qpos[shown, robot].numpy(),
+                camera=camera,
+                width=size[0],
+                height=size[1],
+                overlay=text,
+                progress=lambda done, total, robot=robot: tell(
+                    "filming", robot * total + done, num_robots * total
+                ),
+            )
+        )
+    columns = max(1, round(num_robots**0.5 + 0.25))
+    write_video(path, tile(films, columns), fps=1.0 / (every * dt))
+    return episodes
+
+
+def filmed(env: Env, algorithm: Algorithm) -> Callable[[Any, Path], None]:
+    """`render(state, path)` for `Experiment`: a film of the deterministic policy of a TrainState."""
+
+    def render(state: Any, path: Path) -> None:
+        film(env, lambda obs: algorithm.act(state, obs, None), path, key=random.key(_FILM_KEY))
+
+    return render
+
+
+def recorded_faults() -> list[Fault]:
+    """The physics faults since the last call, as `Experiment.faults` wants them: a name and arrays."""
+    return [
+        (
+            FAULT_NAMES[fault.code].replace(" ", "-"),
+            {**fault.arrays, "code": np.asarray(fault.code), "message": np.asarray(fault.message)},
+        )
+        for fault in drain_faults()
+    ]

@@ -1,0 +1,169 @@
+import io
+import json
+import math
+import os
+
+import pytest
+
+from rlcore.metrics import (
+    CURVES_FILE,
+    METRICS_FILE,
+    Console,
+    MetricsFile,
+    TensorBoard,
+    plot_learning_curves,
+    read_metrics,
+    write_atomically,
+)
+
+
+def write(path, iterations, after=0):
+    file = MetricsFile(path, after)
+    for i in iterations:
+        file.write(i, 10 * i, {"loss/policy": 1.0 / i, "episode/return": math.nan if i == 1 else float(i)})
+    file.close()
+
+
+def test_a_line_is_readable_as_soon_as_it_is_written(tmp_path):
+    file = MetricsFile(tmp_path / METRICS_FILE)
+    file.write(1, 8, {"a/b": 0.1, "a/nan": math.nan, "a/inf": -math.inf})
+    line = (tmp_path / METRICS_FILE).read_text()
+    # 0.1 comes back as the same double: JSON carries the shortest digits that do.
+    expected = {"iteration": 1, "env_steps": 8, "a/b": 0.1, "a/nan": None, "a/inf": None}
+    assert json.loads(line, parse_constant=pytest.fail) == expected
+    file.close()
+
+
+def test_resuming_drops_later_lines_and_a_torn_one(tmp_path):
+    path = tmp_path / METRICS_FILE
+    write(path, [1, 2, 3, 4])
+    with path.open("a") as file:
+        file.write('{"iteration": 5, "env_st')
+    assert [r["iteration"] for r in read_metrics(path)] == [1, 2, 3, 4]
+    resumed = MetricsFile(path, after=2)
+    assert resumed.last is not None
+    assert resumed.last["iteration"] == 2
+    resumed.close()
+    write(path, [3], after=2)
+    straight = tmp_path / "straight"
+    write(straight, [1, 2, 3])
+    assert path.read_text() == straight.read_text()
+
+
+def test_replacing_a_file_fails_whole(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    write_atomically(path, "old")
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_atomically(path, "new")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_tensorboard_events_can_be_read_back(tmp_path):
+    from tensorboardX.proto.event_pb2 import Event
+
+    for after, iterations in ((0, [1, 2, 3]), (2, [3])):
+        board = TensorBoard(tmp_path / str(after), after)
+        for i in iterations:
+            board.write(i, {"loss/policy": i / 2})
+        board.close()
+
+    def events(directory):
+        data = next(directory.iterdir()).read_bytes()
+        # A record is its length (8 bytes), a checksum (4), the message, a checksum (4).
+        while data:
+            size = int.from_bytes(data[:8], "little")
+            yield Event.FromString(data[12 : 12 + size])
+            data = data[16 + size :]
+
+    first = list(events(tmp_path / "0"))
+    assert [(e.step, e.summary.value[0].tag, e.summary.value[0].simple_value) for e in first[1:]] == [
+        (1, "loss/policy", 0.5),
+        (2, "loss/policy", 1.0),
+        (3, "loss/policy", 1.5),
+    ]
+    second = list(events(tmp_path / "2"))
+    assert second[1].step == 3
+    assert second[1].session_log.status == second[1].session_log.START
+
+
+METRICS = {
+    "time/env_steps_per_second": 123456.0,
+    "episode/return": 12.5,
+    "episode/length": 800.0,
+    "episode/fall_rate": 0.25,
+    "loss/policy": -0.01,
+}
+
+
+def test_console_writes_a_line_now_and_then_and_at_the_end():
+    stream = io.StringIO()
+    console = Console("walk", 100, log_every=3600.0, stream=stream)
+    for i in range(1, 101):
+        console.update(i, i * 1000, METRICS, elapsed=i, left=100.0 - i)
+    first, last = stream.getvalue().splitlines()
+    assert first.startswith("1/100  1k env steps, 123k/s  0:01 elapsed, 1:39 left")
+    assert last == (
+        "100/100  100k env steps, 123k/s  1:40 elapsed, 0:00 left  return 12.5  length 800  falls 25.0%  "
+        "loss/policy -0.01"
+    )
+    assert "\x1b" not in stream.getvalue()
+
+
+def test_console_redraws_a_block_on_a_terminal(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "60")
+    stream = Terminal()
+    console = Console("walk", 2, stream=stream)
+    console.update(1, 1000, METRICS | {"episode/return": math.nan}, elapsed=1.0, left=math.nan)
+    console.message("note: something")
+    console.update(2, 2000, METRICS, elapsed=3725.0, left=0.0)
+    console.close()
+    shown = stream.getvalue()
+    assert shown.count("\x1b[4F\x1b[J") == 1
+    assert "return -" in shown
+    assert "1:02:05 elapsed" in shown
+    assert max(len(line) for line in shown.replace("\x1b[4F\x1b[J", "").splitlines()) < 60
+
+
+def test_learning_curves_skip_what_is_absent(tmp_path):
+    assert plot_learning_curves_of(tmp_path / "few", ["loss/policy"]) < plot_learning_curves_of(
+        tmp_path / "many",
+        [
+            "episode/return",
+            "episode/length",
+            "episode/fall_rate",
+            "loss/policy",
+            "loss/value",
+            "policy/entropy",
+        ],
+    )
+
+
+def plot_learning_curves_of(run_dir, names):
+    """The picture's area in pixels, from its header."""
+    run_dir.mkdir()
+    file = MetricsFile(run_dir / METRICS_FILE)
+    for i in range(1, 50):
+        file.write(i, i * 4096, {name: math.nan if i < 3 else math.sin(i / 9) for name in names})
+    file.close()
+    path = plot_learning_curves(run_dir)
+    assert path is not None
+    assert path == run_dir / CURVES_FILE
+    header = path.read_bytes()[:24]
+    assert header[:8] == b"\x89PNG\r\n\x1a\n"
+    return int.from_bytes(header[16:20]) * int.from_bytes(header[20:24])
+
+
+def test_no_curves_without_metrics(tmp_path):
+    (tmp_path / METRICS_FILE).write_text("")
+    assert plot_learning_curves(tmp_path) is None
