@@ -15,7 +15,8 @@ import importlib.util
 import io
 import math
 import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -50,6 +51,51 @@ def run(config_class: type, build: Build, argv: Sequence[str] | None = None) -> 
         _leave(1, str(error))
     except KeyboardInterrupt:
         _leave(130, "interrupted")
+
+
+def command(config_class: type, main: Callable[[Any], None], argv: Sequence[str] | None = None) -> None:
+    """Parse the command line of a program that trains nothing and call `main(config)`; exit codes as in `run`."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    module, file = _origin(main)
+    try:
+        main(_parse(config_class, arguments, None, f"python -m {module}" if file is None else f"python {file}"))
+    except InputError as error:
+        _leave(2, str(error))
+    except KeyboardInterrupt:
+        _leave(130, "interrupted")
+
+
+def writable(path: Path, run_dir: Path) -> Path:
+    """`path`, once it is sure that a file can be written there.
+
+    Raises:
+      InputError: if `run_dir` is not a run, or the folder of `path` does not exist or refuses files.
+    """
+    read_record(run_dir)
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror or error} (--output)") from error
+    if path.is_dir():
+        raise InputError(f"{path} is a directory, not a file to write (--output)")
+    return path
+
+
+@contextlib.contextmanager
+def progress_line() -> Iterator[Callable[[str], None]]:
+    """A line on standard error that is written over as work goes on; silent where that is no terminal."""
+    live = sys.stderr.isatty()
+
+    def tell(text: str) -> None:
+        if live:
+            print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+
+    try:
+        yield tell
+    finally:
+        if live:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
 
 def _run(config_class: type, build: Build, argv: list[str]) -> None:
@@ -100,7 +146,7 @@ def _leave(code: int, message: str) -> None:
     raise SystemExit(code)
 
 
-def _origin(build: Build) -> tuple[str, Path | None]:
+def _origin(build: Callable[..., Any]) -> tuple[str, Path | None]:
     """The module that `build` is from; and its file, unless importing by that name finds it."""
     module = sys.modules[build.__module__]
     spec = getattr(module, "__spec__", None)

@@ -18,6 +18,8 @@ class Config:
     """Seed of every random number of the run."""
     num_threads: int = 0
     """Physics threads; 0 takes every CPU. The result does not depend on it."""
+    episode_seconds: float = 10.0
+    """Length of an episode."""
     ppo: PPOConfig = PPOConfig(
         num_envs=64,
         num_steps=32,
@@ -31,7 +33,7 @@ class Config:
 
 
 def build(config: Config) -> Experiment:
-    env = scale_actions(make_cartpole(config.num_threads))
+    env = scale_actions(make_cartpole(config.num_threads, config.episode_seconds))
     algorithm = make_ppo(auto_reset(env), config.ppo)
     return Experiment(env, env, algorithm, filmed(env, algorithm), recorded_faults)
 

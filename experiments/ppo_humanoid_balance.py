@@ -18,17 +18,19 @@ class Config:
     """Seed of every random number of the run."""
     num_threads: int = 0
     """Physics threads; 0 takes every CPU. The result does not depend on it."""
-    push_speed: float = 0.8
+    push_speed: float = 0.5
     """Largest change of the pelvis's velocity by a push, m/s."""
     push_interval: float = 2.0
     """Mean time between pushes, s."""
-    ppo: PPOConfig = PPOConfig(num_envs=512, num_steps=16, initial_std=1.0)
-    training: TrainingConfig = field(default_factory=lambda: TrainingConfig(iterations=400))
+    episode_seconds: float = 20.0
+    """Length of an episode."""
+    ppo: PPOConfig = PPOConfig(num_envs=256, num_steps=16, learning_rate=1e-3, kl_target=0.04, initial_std=0.4)
+    training: TrainingConfig = field(default_factory=lambda: TrainingConfig(iterations=600))
 
 
 def build(config: Config) -> Experiment:
     env = make_humanoid_balance(
-        config.num_threads, push_interval=config.push_interval, push_speed=config.push_speed
+        config.num_threads, config.episode_seconds, config.push_interval, config.push_speed
     )
     algorithm = make_ppo(auto_reset(env), config.ppo)
     return Experiment(env, env, algorithm, filmed(env, algorithm), recorded_faults)

@@ -1,5 +1,6 @@
 """Run a recorded physics fault again: the step that failed, from the file that training wrote of it."""
 
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -34,7 +35,7 @@ def read_fault(path: Path) -> dict[str, Any]:
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = dict(file)
-    except (OSError, ValueError, EOFError, KeyError) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(f"fault file {path} cannot be read: {error}") from error
     missing = {"time", "qpos", "qvel", "act", "warmstart", "sensordata", "ctrl", "substeps", "code"} - arrays.keys()
     if missing:
@@ -50,8 +51,9 @@ def main(config: Config) -> None:
     from rlcore.physics.engine import FAULT_NAMES, PhysicsState, drain_faults
 
     arrays = read_fault(config.fault)
-    output = None if config.output is None else writable(config.output, config.output.parent)
-    run = load_run(config.fault.resolve().parent.parent)
+    run_dir = config.fault.resolve().parent.parent
+    output = None if config.output is None else writable(config.output, run_dir)
+    run = load_run(run_dir)
     engine = run.experiment.evaluation_env.engine
     tensors = {name: torch.from_numpy(value) for name, value in arrays.items() if value.dtype.kind in "fi"}
     if tensors["qpos"].shape != (engine.model.nq,) or tensors["ctrl"].shape != (engine.model.nu,):

@@ -6,17 +6,17 @@ paths. Beside them stands a manifest in JSON: the iteration, whose run this is, 
 and checksum, so that a damaged file is noticed and never trained on.
 
 `save` copies the tree before it returns, so the caller may go on and even write into its tensors. This
-module never looks inside a state: it knows names, shapes and bits. It changes one thing outside itself: absl
-logs fatal errors only, for orbax reports there what this module says in a line of its own.
+module never looks inside a state: it knows names, shapes and bits. Outside itself it changes what orbax says
+twice: absl logs fatal errors only, and tracebacks of a closed event loop are dropped.
 """
 
 import contextlib
+import functools
 import logging
 import math
 import sys
-import time
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -205,8 +205,7 @@ class Checkpointer:
         wanted = {n: leaf for n, leaf in named_leaves(target) if n.split(".")[0] not in fresh}
         manifest.check_fit(where, leaves, wanted)
         try:
-            with _quiet_failure():
-                arrays = self._manager.restore(step, args=args.Composite(state=args.PyTreeRestore()))["state"]
+            arrays = self._manager.restore(step, args=args.Composite(state=args.PyTreeRestore()))["state"]
             restored = {
                 name: manifest.from_numpy(name, arrays.get(name), leaves[name], leaf)
                 for name, leaf in wanted.items()
@@ -286,32 +285,35 @@ def _orbax() -> Any:
 
         # Only numpy arrays pass through jax here: keep it from taking an accelerator's memory for itself.
         jax.config.update("jax_platforms", "cpu")
+        # It warns of every child process, such as the one that encodes a video; those run another program.
+        warnings.filterwarnings("ignore", message=r"os\.fork\(\) was called", category=RuntimeWarning)
     import orbax.checkpoint
 
+    _hush_stragglers()
     logging.getLogger("absl").setLevel(logging.CRITICAL)
 
     return orbax.checkpoint
 
 
-@contextlib.contextmanager
-def _quiet_failure() -> Iterator[None]:
-    """Keep tensorstore's stragglers off the console.
+@functools.cache
+def _hush_stragglers() -> None:
+    """Keep what is left of a failed read or write off the console.
 
-    When one of its concurrent reads fails, the others print a traceback about a closed event loop, some of
-    them a moment later. The failure itself is raised, and told in one line.
+    When one of tensorstore's concurrent operations fails, the others still report to an event loop that is
+    closed by then, each with a traceback. The failure itself is raised, and told in one line.
     """
-    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
-    try:
-        yield
-    except Exception:
-        time.sleep(0.2)
-        raise
-    finally:
-        sys.unraisablehook = hook
+    show = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            show(unraisable)
+
+    sys.unraisablehook = hook
 
 
 def _first_line(error: BaseException) -> str:
     """An exception in one line of bearable length."""
+    if "No space left on device" in str(error):
+        return "No space left on device"
     text = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    full = "" if "No space left" not in str(error) else " (No space left on device)"
-    return (text if len(text) <= 160 else text[:157] + "...") + ("" if full[2:-1] in text[:157] else full)
+    return text if len(text) <= 160 else text[:157] + "..."

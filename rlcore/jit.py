@@ -2,10 +2,10 @@
 
 Under `torch.func.vmap` every small operation pays for Python-side batching, which at a few hundred
 environments costs more than the arithmetic. `jit` runs a function once through `make_fx`, which leaves a flat
-list of ATen operations on batched tensors, and replays that list: the same operations and the same bits, with no
-compiler, no code generation and a fraction of a second of start-up. It is not `torch.compile`: it fuses nothing.
-What a function closes over (engines, configs, constant tensors) is fixed when it is recorded, and so is what it
-computes outside of torch, as through `.numpy()`.
+list of ATen operations on batched tensors, and replays that list: the same operations and the same bits, with
+no compiler, no code generation and a fraction of a second of start-up. It is not `torch.compile`: it fuses
+nothing. What a function closes over (engines, configs, constant tensors) is fixed when it is recorded, and so
+is what it computes outside of torch, as through `.numpy()`.
 """
 
 import functools
@@ -107,7 +107,9 @@ def _record(fn: Callable[..., Any], leaves: list[Any], structure: Any) -> _Recor
         return outputs
 
     with torch.no_grad():
-        graph = make_fx(flat, tracing_mode="real")(*(leaves[place] for place in places))
+        # Tracing tells tensors apart by identity: one tensor given for two arguments would be recorded as one
+        # argument, and replayed so when they differ.
+        graph = make_fx(flat, tracing_mode="real")(*(leaves[place].detach() for place in places))
     graph.graph.eliminate_dead_code()
     graph.recompile()
     constants = [*graph.buffers(), *graph.parameters()]
@@ -124,12 +126,11 @@ def _places_from_constants(graph: Any) -> tuple[int, ...]:
     """The outputs that are a constant of the graph, or a view of one."""
     memory: set[Any] = set()
     for node in graph.nodes:
-        if node.op == "get_attr":
-            memory.add(node)
-        elif node.op == "call_function" and _is_view(node.target) and memory.intersection(node.all_input_nodes):
-            memory.add(node)
-        elif node.op == "output":
+        if node.op == "output":
             return tuple(i for i, output in enumerate(node.args[0]) if output in memory)
+        view = node.op == "call_function" and _is_view(node.target)
+        if node.op == "get_attr" or (view and memory.intersection(node.all_input_nodes)):
+            memory.add(node)
     return ()
 
 

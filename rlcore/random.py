@@ -339,7 +339,7 @@ def _draw(
       low, high: a uniform number u in [0, 1) becomes `low + u * (high - low)`, the bounds in `dtype`.
     """
     numbers = _draw_torch(key, shape, kind, dtype, start, low, high)
-    null = (key[..., 0] < 0).reshape(*key.shape[:-1], *(1 for _ in numbers.shape[key.ndim - 1 :]))
+    null = (key[..., 0] < 0).reshape((*key.shape[:-1], *(1 for _ in numbers.shape[key.ndim - 1 :])))
     return torch.where(null, torch.full_like(numbers, _null_value(kind)), numbers)
 
 
@@ -451,8 +451,8 @@ def fold_in(key: Key, data: int | Tensor) -> Key:
 def is_null(key: Key) -> Bool[Tensor, ""]:
     """Whether `key` is a null key, which stands for "no draw is needed".
 
-    A null key is `[-1, -1]`. It costs nothing to draw with: numbers drawn are all zero, and the keys made from it
-    by `split` and by `fold_in` with a Python integer are null too.
+    A null key is `[-1, -1]`. It costs nothing to draw with: numbers drawn are all zero, and the keys made
+    from it by `split` and by `fold_in` with a Python integer are null too.
     """
     return key[0] < 0
 

@@ -79,7 +79,9 @@ def map_leaves(fn: Callable[..., Any], tree: T, *others: Any) -> T:
         column = structure.flatten_up_to(other)
         # A leaf of the first tree may stand where another has a whole branch.
         if not all(torch_pytree.tree_is_leaf(leaf) for leaf in column):
-            raise ValueError(f"trees of one structure are needed, got {structure} and {tree_flatten(other)[1]}")
+            raise ValueError(
+                f"trees of one structure are needed, got {structure} and {tree_flatten(other)[1]}"
+            )
         columns.append(column)
     return tree_unflatten([fn(*row) for row in zip(*columns, strict=True)], structure)
 
@@ -97,9 +99,8 @@ def where(condition: torch.Tensor, if_true: T, if_false: T) -> T:
 
     def choose(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         if a.ndim < condition.ndim:
-            raise ValueError(
-                f"every leaf needs the axes of condition {tuple(condition.shape)}, got one of shape {tuple(a.shape)}"
-            )
+            shapes = f"{tuple(condition.shape)}, got one of shape {tuple(a.shape)}"
+            raise ValueError(f"every leaf needs the axes of the condition {shapes}")
         shaped = condition.reshape(condition.shape + (1,) * (a.ndim - condition.ndim))
         return torch.where(shaped, a, b)
 

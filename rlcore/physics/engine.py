@@ -1,28 +1,29 @@
 """Physics as one operation on tensors.
 
 `Engine.step(params, state, ctrl)` is a pure function: what it needs comes in as tensors and what it made goes
-out as tensors. It is written for one robot; `torch.func.vmap` turns the mapped axis into the engine's own batch
-axis, in any nesting. `grad`, `vjp` and `jacrev` go through it by a finite-difference linearization that runs on
-the same thread pool. This file holds the contract and the operations; it knows no particular engine: each one
-lives in a file beside it and registers itself under a handle.
+out as tensors. It is written for one robot; `torch.func.vmap` turns the mapped axis into the engine's own
+batch axis, in any nesting. `grad`, `vjp` and `jacrev` go through it by a finite-difference linearization that
+runs on the same thread pool. This file holds the contract and the operations; it knows no particular engine:
+each one lives in a file beside it and registers itself under a handle.
 
 The state that goes in is authoritative. An engine may keep buffers, but nothing in them outlives a call in a
 way that a caller could see.
 """
 
 import difflib
+import itertools
 import math
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from rlcore.errors import InputError
-from rlcore.tree import pytree
+from rlcore.tree import pytree, replace
 
 # What can be wrong with a step, as `PhysicsState.fault` tells it.
 FAULT_NONE, FAULT_ENGINE, FAULT_UNSTABLE, FAULT_ACTION = 0, 1, 2, 3
@@ -40,9 +41,10 @@ class PhysicsState:
         angular velocity in the body frame (rad/s).
       act: `[na]` actuator activations.
       warmstart: `[nv]` the solver's warm start; with it, stepping from a saved state is exact.
-      sensordata: `[nsensor]` the model's sensors: one physics substep old after `step`, current after `forward`.
-      fault: `[]` int64, one of the `FAULT_*` codes. Where it is not 0 the other leaves are those from before the
-        step, so that rewards and observations computed from them stay finite.
+      sensordata: `[nsensor]` the model's sensors: one physics substep old after `step`, current after
+        `forward`.
+      fault: `[]` int64, one of the `FAULT_*` codes. Where it is not 0 the other leaves are those from before
+        the step, so that rewards and observations computed from them stay finite.
     """
 
     time: Tensor
@@ -128,7 +130,7 @@ class ModelInfo:
         return self.actuators.index(_known("actuator", name, self.actuators))
 
     def keyframe(self, name: str) -> tuple[Tensor, Tensor]:
-        """The keyframe `name` as (qpos `[nq]`, ctrl `[nu]`), float64. Raises InputError for an unknown name."""
+        """Keyframe `name` as float64 (qpos `[nq]`, ctrl `[nu]`). Raises InputError for an unknown name."""
         qpos, ctrl = self.keyframes[_known("keyframe", name, self.keyframes)]
         return torch.tensor(qpos, dtype=torch.float64), torch.tensor(ctrl, dtype=torch.float64)
 
@@ -164,6 +166,7 @@ def _known(kind: str, name: str, names: Iterable[str]) -> str:
     raise InputError(f"the model has no {kind} {name!r}; near it are: {', '.join(close) or 'none'}")
 
 
+@runtime_checkable
 class Engine(Protocol):
     """What every physics engine offers. All methods are pure, for one robot, and pass through vmap."""
 
@@ -184,16 +187,23 @@ class Engine(Protocol):
         ...
 
     def forward(self, params: PhysicsParams, state: PhysicsState, mask: Tensor | None = None) -> PhysicsState:
-        """Recompute sensordata for a state just written, where `mask` `[]` is true (everywhere by default)."""
+        """Recompute the sensors of a state just written, where `mask` `[]` is true (None: everywhere)."""
         ...
 
 
 class Fault(NamedTuple):
-    """A step that failed, with all that is needed to run it again (numpy, one robot)."""
+    """A step that failed, with all that is needed to run it again.
+
+    Attributes:
+      code: one of the `FAULT_*` codes.
+      message: what went wrong, in one line.
+      arrays: one robot's time, qpos, qvel, act, warmstart, sensordata, ctrl and substeps; where they were
+        given, wrench, key and each model field as `params.NAME`.
+    """
 
     code: int
     message: str
-    arrays: dict[str, np.ndarray]  # time, qpos, qvel, act, warmstart, ctrl, wrench, key, substeps, params.<field>
+    arrays: dict[str, np.ndarray]
 
 
 _engines: "weakref.WeakValueDictionary[int, BatchEngine]" = weakref.WeakValueDictionary()
@@ -225,22 +235,42 @@ class Rows(NamedTuple):
 
 
 class BatchEngine:
-    """Base of engines that run `[N, ...]` rows: turns the two row functions below into the Engine contract."""
+    """Base of engines that run `[N, ...]` rows: turns the row functions below into the Engine contract.
+
+    Attributes:
+      model: the model by its names.
+      handle: what the operations know the engine by.
+      dtype: of every state that the engine takes and gives.
+      field_ranks: number of axes of each model field of one robot, by name.
+    """
 
     model: ModelInfo
+    field_ranks: Mapping[str, int]
+    dtype: torch.dtype = torch.float64
+
+    # Handles count up for the life of the process, so that a traced graph never meets another engine.
+    _count: ClassVar[Iterator[int]] = itertools.count(1)
 
     def __init__(self) -> None:
-        # Handles count up for the life of the process, so that a traced graph never meets another engine.
-        BatchEngine._count = getattr(BatchEngine, "_count", 0) + 1
-        self.handle: int = BatchEngine._count
+        self.handle: int = next(self._count)
         _engines[self.handle] = self
 
-    # --- what an engine implements -------------------------------------------------------------------------
+    # --- what an engine implements --------------------------------------------------------------------------
 
     def step_rows(
-        self, fields: PhysicsParams, rows: Rows, ctrl: Tensor, wrench: Tensor | None, substeps: int, key: Tensor | None
+        self,
+        fields: PhysicsParams,
+        rows: Rows,
+        ctrl: Tensor,
+        wrench: Tensor | None,
+        substeps: int,
+        key: Tensor | None,
     ) -> tuple[Rows, Tensor]:
-        """Step N robots; fields are `[N, ...]`, or `[...]` where all share them. Returns rows and faults `[N]`."""
+        """Step N robots; fields are `[N, ...]`, or `[...]` where all share them.
+
+        Returns:
+          The rows after the step (those of failed robots as they were), and fault codes `[N]` int64.
+        """
         raise NotImplementedError
 
     def forward_rows(self, fields: PhysicsParams, rows: Rows, mask: Tensor) -> Tensor:
@@ -250,14 +280,17 @@ class BatchEngine:
     def jacobian_rows(
         self, fields: PhysicsParams, rows: Rows, ctrl: Tensor, wrench: Tensor | None, substeps: int
     ) -> Tensor:
-        """d(qpos, qvel, act, sensordata) / d(qpos tangent, qvel, act, ctrl, wrench) `[N, outputs, inputs]`."""
+        """d(qpos, qvel, act, sensordata) / d(qpos tangent, qvel, act, ctrl, wrench): `[N, outputs, inputs]`.
+
+        Zero for a robot whose step fails.
+        """
         raise NotImplementedError
 
     def tangent_rows(self, qpos: Tensor) -> Tensor:
         """The map from a gradient in the tangent space at qpos `[N, nq]` to one in qpos: `[N, nq, nv]`."""
         raise NotImplementedError
 
-    # --- the contract --------------------------------------------------------------------------------------
+    # --- the contract ---------------------------------------------------------------------------------------
 
     def nominal(self, *names: str) -> PhysicsParams:
         """The model's own values of some fields, as float64 tensors: where randomization starts from.
@@ -268,12 +301,16 @@ class BatchEngine:
         raise NotImplementedError
 
     def initial(self, qpos: Tensor, qvel: Tensor) -> PhysicsState:
-        """A state at time 0 from positions `[nq]` and velocities `[nv]`; sensordata is zero until `forward`."""
+        """A state at time 0 from positions `[nq]` and velocities `[nv]`; sensordata is zero until `forward`.
+
+        Raises:
+          InputError: for positions or velocities of a wrong size.
+        """
         m = self.model
-        if qpos.shape[-1] != m.nq or qvel.shape[-1] != m.nv:
-            raise InputError(
-                f"qpos and qvel must end in {m.nq} and {m.nv}, got {tuple(qpos.shape)} and {tuple(qvel.shape)}"
-            )
+        if qpos.shape[-1:] != (m.nq,) or qvel.shape != (*qpos.shape[:-1], m.nv):
+            shapes = f"{tuple(qpos.shape)} and {tuple(qvel.shape)}"
+            raise InputError(f"qpos and qvel must have shapes ({m.nq},) and ({m.nv},), got {shapes}")
+        qpos, qvel = qpos.to(self.dtype), qvel.to(self.dtype)
         zeros = lambda n: qvel.new_zeros((*qvel.shape[:-1], *n))  # noqa: E731
         return PhysicsState(
             time=zeros(()),
@@ -309,20 +346,32 @@ class BatchEngine:
           The next state. A robot whose step failed keeps its state and tells why in `fault`.
 
         Raises:
-          InputError: for a control or wrench of a wrong size, or an unknown model field.
+          InputError: for a control, wrench or model field of a wrong shape, a state of another dtype, an
+            unknown model field, or fewer than one substep.
+          RuntimeError: from a backward pass that asks for the gradient of a model field, or for a second
+            derivative.
 
-        Derivatives: with respect to qpos, qvel, act, ctrl and wrench, by central differences of the step in the
-        tangent space (quaternions move by rotation vectors), warm start held fixed. Model fields have none.
+        Derivatives: with respect to qpos, qvel, act, ctrl and wrench, by central differences of the step in
+        the tangent space (quaternions move by rotation vectors), warm start held fixed; zero for a robot
+        whose step failed. Model fields have none: detach them.
         """
-        m = self.model
-        if ctrl.shape[-1:] != (m.nu,):
-            raise InputError(f"ctrl must end in {m.nu} ({', '.join(m.actuators[:4])}, ...), got {tuple(ctrl.shape)}")
-        if wrench is not None and wrench.shape[-2:] != (len(m.bodies), 6):
-            raise InputError(f"wrench must end in ({len(m.bodies)}, 6), got {tuple(wrench.shape)}")
+        m, lead = self.model, state.qpos.shape[:-1]
+        if substeps < 1:
+            raise InputError(f"substeps must be at least 1, got {substeps}")
+        if state.qpos.dtype != self.dtype:
+            raise InputError(f"the state must be {self.dtype}, got {state.qpos.dtype}")
+        if ctrl.shape != (*lead, m.nu):
+            known = ", ".join(m.actuators[:4]) + (", ..." if m.nu > 4 else "")
+            raise InputError(f"ctrl must have shape {(*lead, m.nu)} ({known}), got {tuple(ctrl.shape)}")
+        if wrench is not None and wrench.shape != (*lead, len(m.bodies), 6):
+            raise InputError(
+                f"wrench must have shape {(*lead, len(m.bodies), 6)}, a row for each body, "
+                f"got {tuple(wrench.shape)}"
+            )
         names, fields = ",".join(params), list(params.values())
-        self._check_fields(params)
-        # Dynamo cannot trace the Function's variable number of fields. The bare operation raises when something
-        # compiled asks for its gradient, so no gradient is lost silently.
+        self._check_fields(params, lead)
+        # Dynamo cannot trace the Function's variable number of fields. The bare operation raises when
+        # something compiled asks for its gradient, so no gradient is lost silently.
         apply = _Step.forward if torch.compiler.is_compiling() else _Step.apply
         out = apply(
             self.handle,
@@ -345,10 +394,15 @@ class BatchEngine:
         """Recompute the sensors for a state that was just written, where `mask` is true.
 
         Under vmap only the masked rows are computed: resetting three of 4096 robots costs three.
+
+        Raises:
+          InputError: for an unknown model field or one of a wrong shape.
+
+        The new sensordata has no derivative; the other leaves are passed on with theirs.
         """
         if mask is None:
             mask = torch.ones_like(state.time, dtype=torch.bool)
-        self._check_fields(params)
+        self._check_fields(params, state.qpos.shape[:-1])
         sensordata = torch.ops.rlcore.physics_forward(
             self.handle,
             ",".join(params),
@@ -361,18 +415,17 @@ class BatchEngine:
             state.warmstart.detach(),
             state.sensordata.detach(),
         )
-        return PhysicsState(
-            state.time, state.qpos, state.qvel, state.act, state.warmstart, sensordata, torch.zeros_like(state.fault)
-        )
+        return replace(state, sensordata=sensordata, fault=torch.zeros_like(state.fault))
 
-    def _check_fields(self, params: PhysicsParams) -> None:
+    def _check_fields(self, params: PhysicsParams, lead: Sequence[int]) -> None:
+        """Raise InputError for a field that is unknown, or neither `[*core]` nor `[*lead, *core]`."""
         raise NotImplementedError
 
 
-# --- the operations --------------------------------------------------------------------------------------------
+# --- the operations -----------------------------------------------------------------------------------------
 #
-# Each takes tensors with any leading batch axes. vmap adds one more in front, so nesting needs no special care;
-# the implementation flattens the axes into rows.
+# Each takes tensors with any leading batch axes. vmap adds one more in front, so nesting needs no special
+# care; the implementation flattens the axes into rows.
 
 
 def _engine(handle: int) -> BatchEngine:
@@ -388,11 +441,11 @@ def _flatten(tensor: Tensor, core: int) -> Tensor:
     return tensor.detach().reshape(math.prod(lead), *tensor.shape[tensor.ndim - core :])
 
 
-def _flatten_field(field: Tensor, core: int, lead: int) -> Tensor:
+def _flatten_field(field: Tensor, core: int) -> Tensor:
     """A model field as `[N, *core]`, or `[*core]` where all rows share one value."""
-    shared = field.ndim == core or all(field.stride(i) == 0 or field.shape[i] == 1 for i in range(field.ndim - core))
-    if shared:
-        return field.detach()[(0,) * (field.ndim - core)]
+    lead = field.ndim - core
+    if all(field.stride(i) == 0 or field.shape[i] == 1 for i in range(lead)):
+        return field.detach()[(0,) * lead]
     return _flatten(field, core)
 
 
@@ -418,7 +471,7 @@ def _physics_step(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     engine, lead = _engine(handle), qpos.shape[:-1]
     out, fault = engine.step_rows(
-        _named_fields(engine, names, fields, len(lead)),
+        _named_fields(engine, names, fields),
         _rows(engine, (time, qpos, qvel, act, warmstart, sensordata)),
         _flatten(ctrl, 1),
         None if wrench is None else _flatten(wrench, 2),
@@ -461,8 +514,9 @@ def _physics_forward(
 ) -> Tensor:
     engine = _engine(handle)
     rows = _rows(engine, (time, qpos, qvel, act, warmstart, sensordata))
-    fields_by_name = _named_fields(engine, names, fields, qpos.ndim - 1)
-    return engine.forward_rows(fields_by_name, rows, _flatten(mask, 0)).reshape(sensordata.shape)
+    return engine.forward_rows(_named_fields(engine, names, fields), rows, _flatten(mask, 0)).reshape(
+        sensordata.shape
+    )
 
 
 @_physics_forward.register_fake
@@ -487,7 +541,7 @@ def _physics_jacobian(
 ) -> tuple[Tensor, Tensor]:
     engine, lead = _engine(handle), qpos.shape[:-1]
     jacobian = engine.jacobian_rows(
-        _named_fields(engine, names, fields, len(lead)),
+        _named_fields(engine, names, fields),
         _rows(engine, (time, qpos, qvel, act, warmstart, sensordata)),
         _flatten(ctrl, 1),
         None if wrench is None else _flatten(wrench, 2),
@@ -507,17 +561,15 @@ def _(handle, substeps, names, fields, wrench, ctrl, time, qpos, qvel, act, warm
     return qpos.new_empty((*lead, outputs, inputs)), qpos.new_empty((*lead, qpos.shape[-1], qvel.shape[-1]))
 
 
-def _named_fields(engine: BatchEngine, names: str, fields: Sequence[Tensor], lead: int) -> PhysicsParams:
+def _named_fields(engine: BatchEngine, names: str, fields: Sequence[Tensor]) -> PhysicsParams:
     if not names:
         return {}
-    cores = engine.field_ranks  # type: ignore[attr-defined]
-    return {n: _flatten_field(f, cores[n], lead) for n, f in zip(names.split(","), fields, strict=True)}
+    ranks = engine.field_ranks
+    return {n: _flatten_field(f, ranks[n]) for n, f in zip(names.split(","), fields, strict=True)}
 
 
-def _lift(size: int, dim: int | None, tensor: Tensor | None) -> Tensor | None:
+def _lift(size: int, dim: int | None, tensor: Tensor) -> Tensor:
     """The mapped axis in front; a shared tensor is expanded, which copies nothing."""
-    if tensor is None:
-        return None
     if dim is None:
         return tensor.unsqueeze(0).expand(size, *tensor.shape)
     return tensor.movedim(dim, 0)
@@ -527,7 +579,7 @@ def _vmap_rule(op: Any, outputs: int) -> Any:
     """One rule for all three operations: every tensor gets the mapped axis in front."""
 
     def rule(info, in_dims, *args):  # type: ignore[no-untyped-def]
-        lifted = []
+        lifted: list[Any] = []
         for arg, dim in zip(args, in_dims, strict=True):
             if isinstance(arg, Tensor):
                 lifted.append(_lift(info.batch_size, dim, arg))
@@ -556,23 +608,25 @@ class _Step(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(handle, substeps, names, key, wrench, ctrl, time, qpos, qvel, act, warmstart, sensordata, *fields):  # type: ignore[no-untyped-def,override]
-        return torch.ops.rlcore.physics_step(
-            handle, substeps, names, list(fields), key, wrench, ctrl, time, qpos, qvel, act, warmstart, sensordata
-        )
+    def forward(handle, substeps, names, key, wrench, *tensors):  # type: ignore[no-untyped-def]
+        ctrl_and_state, fields = tensors[:7], list(tensors[7:])
+        return torch.ops.rlcore.physics_step(handle, substeps, names, fields, key, wrench, *ctrl_and_state)
 
     @staticmethod
-    def setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def,override]
+    def setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
         handle, substeps, names, _, wrench, *tensors = inputs
         ctx.constants = handle, substeps, names
         ctx.save_for_backward(wrench, *tensors)
         ctx.mark_non_differentiable(output[6])
 
     @staticmethod
-    def backward(ctx, g_time, g_qpos, g_qvel, g_act, g_warmstart, g_sensordata, _):  # type: ignore[no-untyped-def,override]
+    def backward(ctx, g_time, g_qpos, g_qvel, g_act, g_warmstart, g_sensordata, _):  # type: ignore[no-untyped-def]
         wrench, ctrl, time, qpos, qvel, act, warmstart, sensordata, *fields = ctx.saved_tensors
-        if any(ctx.needs_input_grad[12:]) and torch._C._functorch.maybe_current_level() is None:
-            raise RuntimeError("the physics step has no derivative with respect to model fields; detach params")
+        if any(ctx.needs_input_grad[12:]):
+            raise RuntimeError(
+                "the physics step has no derivative with respect to model fields; detach them "
+                f"({', '.join(itertools.compress(ctx.constants[2].split(','), ctx.needs_input_grad[12:]))})"
+            )
         jacobian, tangent = _Jacobian.apply(
             *ctx.constants, wrench, ctrl, time, qpos, qvel, act, warmstart, sensordata, *fields
         )
@@ -583,7 +637,7 @@ class _Step(torch.autograd.Function):
             gradient, [nv, nv, na, nu, gradient.shape[-1] - 2 * nv - na - nu], dim=-1
         )
         d_qpos = (tangent * g_tangent.unsqueeze(-2)).sum(-1)
-        d_wrench = None if wrench is None else d_wrench.reshape(wrench.shape)
+        g_wrench = None if wrench is None else d_wrench.reshape(wrench.shape)
         # Time only counts; the warm start and the old sensor values do not move the step beyond the solver's
         # tolerance, so their derivative is taken to be zero.
         zeros = torch.zeros_like
@@ -592,7 +646,7 @@ class _Step(torch.autograd.Function):
             None,
             None,
             None,
-            d_wrench,
+            g_wrench,
             d_ctrl,
             g_time,
             d_qpos,
@@ -610,15 +664,17 @@ class _Jacobian(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(handle, substeps, names, wrench, ctrl, time, qpos, qvel, act, warmstart, sensordata, *fields):  # type: ignore[no-untyped-def,override]
+    def forward(handle, substeps, names, wrench, ctrl, time, qpos, qvel, act, warmstart, sensordata, *fields):  # type: ignore[no-untyped-def]
         return torch.ops.rlcore.physics_jacobian(
             handle, substeps, names, list(fields), wrench, ctrl, time, qpos, qvel, act, warmstart, sensordata
         )
 
     @staticmethod
-    def setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def,override]
+    def setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
         pass
 
     @staticmethod
-    def backward(ctx, *_):  # type: ignore[no-untyped-def,override]
-        raise RuntimeError("the physics step has first derivatives only; second derivatives are not available")
+    def backward(ctx, *_):  # type: ignore[no-untyped-def]
+        raise RuntimeError(
+            "the physics step has first derivatives only; second derivatives are not available"
+        )

@@ -1,15 +1,18 @@
 """MuJoCo on CPUs: the embedded default engine.
 
 Runs `mujoco.batch.Batch`, a thread pool over many simulations whose results do not depend on the number of
-threads. The batch's rows are scratch memory: every call writes the whole state it was given, so that a step is
-a function of its arguments. Only model fields stay in the rows between calls, because writing them means
+threads. The batch's rows are scratch memory: every call writes the whole state it was given, so that a step
+is a function of its arguments. Only model fields stay in the rows between calls, because writing them means
 recomputing derived constants: a row is rewritten where its values differ from the ones asked for.
 
-MuJoCo's own automatic reset of unstable simulations is switched off, since it would replace a state silently, and
-so is its log: what it warns of there is told by `PhysicsState.fault` and recorded, robot by robot.
+MuJoCo's own automatic reset of unstable simulations is switched off, since it would replace a state silently,
+and so is its log, for the whole process: what it warns of there is told by `PhysicsState.fault` and recorded,
+robot by robot.
 """
 
+import difflib
 from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +40,8 @@ from rlcore.physics.engine import (
 
 # Positions and velocities beyond this (m, rad, m/s, rad/s) are no robot's: the simulation has exploded.
 _STATE_LIMIT = 1e4
-# Step of the central differences, in the units of what is perturbed. Rounding costs about 1e-10, curvature less.
+# Step of the central differences, in the units of what is perturbed. Rounding costs about 1e-10, curvature
+# less.
 _DIFFERENCE = 1e-6
 # A linearization takes two simulations per input; it runs in pieces of about this many rows.
 _JACOBIAN_ROWS = 4096
@@ -46,6 +50,13 @@ _BATCHES_KEPT = 6
 
 # Warnings after which a step is not to be trusted: contacts or constraints were left out for want of memory.
 _OVERFLOWS = [int(mujoco.mjtWarning.mjWARN_CONTACTFULL), int(mujoco.mjtWarning.mjWARN_CNSTRFULL)]
+
+# What a simulation may carry from step to step that `PhysicsState` has no place for.
+_HIDDEN_STATE = {
+    "delayed actuators or sensors": mujoco.mjtState.mjSTATE_HISTORY,
+    "plugins with a state": mujoco.mjtState.mjSTATE_PLUGIN,
+    "plastic deformation": mujoco.mjtState.mjSTATE_PLASTIC,
+}
 
 _JOINT_KINDS = {0: "free", 1: "ball", 2: "slide", 3: "hinge"}
 
@@ -73,13 +84,20 @@ class MujocoEngine(BatchEngine):
       num_threads: threads to step on; 0 takes every CPU. The results do not depend on it.
 
     Raises:
-      InputError: if num_threads is negative.
+      InputError: if num_threads is negative, or the model carries a state that `PhysicsState` does not hold.
     """
 
     def __init__(self, model: mujoco.MjModel, num_threads: int = 0):
         super().__init__()
         if num_threads < 0:
             raise InputError(f"num_threads must be 0 (every CPU) or more, got {num_threads}")
+        for what, component in _HIDDEN_STATE.items():
+            if mujoco.mj_stateSize(model, int(component)):
+                raise InputError(f"the model has {what}, which a step as a function of its state cannot have")
+        if int(model.opt.enableflags) & int(mujoco.mjtEnableBit.mjENBL_SLEEP):
+            raise InputError(
+                'the model lets bodies sleep; set <flag sleep="disable"/>: what sleeps has no state'
+            )
         self.mjmodel: mujoco.MjModel = mujoco.MjModel.__copy__(model)
         self.mjmodel.opt.disableflags |= int(mujoco.mjtDisableBit.mjDSBL_AUTORESET)
         log = mujoco.MjLogConfig.get()
@@ -87,17 +105,23 @@ class MujocoEngine(BatchEngine):
         log.set()
         self.num_threads = num_threads
         self.model = _model_info(self.mjmodel)
-        self.field_ranks = _FieldRanks(self.mjmodel)
+        # A table, so that torch.compile meets nothing but look-ups.
+        self._field_shapes = {
+            name: _model_field(self.mjmodel, name).shape for name in _real_fields(self.mjmodel)
+        }
+        self.field_ranks = {name: len(shape) for name, shape in self._field_shapes.items()}
         self._buffers: OrderedDict[int, _Buffers] = OrderedDict()
 
     def nominal(self, *names: str) -> PhysicsParams:
         return {name: torch.from_numpy(np.array(_model_field(self.mjmodel, name))) for name in names}
 
-    def _check_fields(self, params: PhysicsParams) -> None:
+    def _check_fields(self, params: PhysicsParams, lead: Sequence[int]) -> None:
         for name, value in params.items():
-            nominal = _model_field(self.mjmodel, name)
-            if value.shape[value.ndim - nominal.ndim :] != nominal.shape:
-                raise InputError(f"model field {name!r} must end in {nominal.shape}, got {tuple(value.shape)}")
+            if name not in self._field_shapes:
+                _model_field(self.mjmodel, name)  # tells what is wrong with it
+            core = self._field_shapes[name]
+            if value.shape != core and value.shape != (*lead, *core):
+                raise InputError(f"model field {name!r} must have shape {core}, got {tuple(value.shape)}")
 
     def _of_size(self, size: int) -> "_Buffers":
         buffers = self._buffers.pop(size, None)
@@ -119,7 +143,13 @@ class MujocoEngine(BatchEngine):
         return buffers
 
     def step_rows(
-        self, fields: PhysicsParams, rows: Rows, ctrl: Tensor, wrench: Tensor | None, substeps: int, key: Tensor | None
+        self,
+        fields: PhysicsParams,
+        rows: Rows,
+        ctrl: Tensor,
+        wrench: Tensor | None,
+        substeps: int,
+        key: Tensor | None,
     ) -> tuple[Rows, Tensor]:
         buffers = self._load(fields, rows)
         controls = ctrl.numpy()
@@ -129,18 +159,9 @@ class MujocoEngine(BatchEngine):
             controls = np.where(bad_ctrl[:, None], 0.0, controls)
         buffers.ctrl[:] = controls
         buffers.write_wrench(wrench)
-        errors: dict[int, str] = {}
-        try:
-            buffers.batch.step(nstep=substeps)
-        except SimulationError as error:
-            errors = {int(i): buffers.batch.error(int(i)) for i in error.ids}
-        overflows = buffers.batch.warning[:, _OVERFLOWS, 1]
-        if overflows.any():
-            errors |= {int(i): "contact buffer full" for i in np.flatnonzero(overflows.any(axis=1))}
-            buffers.batch.warning[:, _OVERFLOWS] = 0
+        errors = buffers.step(substeps)
         fault = np.zeros(len(controls), np.int64)
-        # One comparison finds NaN, infinity and explosion alike, since NaN compares false.
-        sane = np.abs(buffers.motion).max(axis=1, initial=0.0) < _STATE_LIMIT
+        sane = buffers.sane()
         if errors or bad_ctrl is not None or not sane.all():
             fault[~sane] = FAULT_UNSTABLE
             if bad_ctrl is not None:
@@ -160,11 +181,11 @@ class MujocoEngine(BatchEngine):
         buffers = self._load(fields, rows)
         buffers.ctrl[:] = 0.0
         buffers.write_wrench(None)
-        try:
-            buffers.batch.forward(None if ids.all() else ids)
-        except SimulationError:
-            pass  # the failed rows keep their old sensor values; their next step reports the fault
-        return torch.where(mask.unsqueeze(-1), torch.from_numpy(buffers.sensordata.copy()), rows.sensordata)
+        errors = buffers.forward(None if ids.all() else ids)
+        if errors:  # the failed rows keep their old sensor values; their next step reports the fault
+            ids = ids.copy()
+            ids[list(errors)] = False
+        return _choose(torch.from_numpy(ids), torch.from_numpy(buffers.sensordata.copy()), rows.sensordata)
 
     def jacobian_rows(
         self, fields: PhysicsParams, rows: Rows, ctrl: Tensor, wrench: Tensor | None, substeps: int
@@ -209,30 +230,29 @@ class MujocoEngine(BatchEngine):
             for side, sign in enumerate((1.0, -1.0)):
                 moved[place][:, side, columns] += sign * _DIFFERENCE * direction
             start += size
-        flat = [torch.from_numpy(x.reshape(n * 2 * inputs, -1)) for x in moved]
+        flat = [torch.from_numpy(x.reshape(n * 2 * inputs, x.shape[-1])) for x in moved]
         wide = lambda t: torch.from_numpy(repeated(t).reshape(n * 2 * inputs, *t.shape[1:]))  # noqa: E731
         every = {
-            k: v if v.ndim == self.field_ranks[k] else v.repeat_interleave(2 * inputs, dim=0) for k, v in fields.items()
+            k: v if v.ndim == self.field_ranks[k] else v.repeat_interleave(2 * inputs, dim=0)
+            for k, v in fields.items()
         }
-        buffers = self._load(
-            every, Rows(wide(rows.time), flat[0], flat[1], flat[2], wide(rows.warmstart), wide(rows.sensordata))
-        )
+        still = wide(rows.warmstart), wide(rows.sensordata)
+        buffers = self._load(every, Rows(wide(rows.time), flat[0], flat[1], flat[2], *still))
         buffers.ctrl[:] = flat[3].numpy()
         buffers.write_wrench(None if wrench is None else flat[4].reshape(-1, len(m.bodies), 6))
-        try:
-            buffers.batch.step(nstep=substeps)
-        except SimulationError:
-            pass  # those rows did not move: their column is told to be flat
+        errors = buffers.step(substeps)
+        sane = buffers.sane()
+        sane[list(errors)] = False
         out = buffers.read()
         after = torch.cat([out.qpos, out.qvel, out.act, out.sensordata], dim=1).reshape(n, 2, inputs, -1)
         jacobian = (after[:, 0] - after[:, 1]) / (2 * _DIFFERENCE)
-        # Where the step itself fails, the state is held, and nothing can be said of its slope.
-        usable = torch.isfinite(jacobian).all(dim=-1, keepdim=True).all(dim=-2, keepdim=True)
-        return torch.where(usable, jacobian, 0.0).transpose(1, 2).contiguous()
+        # Where a step fails nothing can be said of its slope.
+        usable = torch.from_numpy(sane.reshape(n, -1).all(axis=1)) & torch.isfinite(jacobian).all(-1).all(-1)
+        return _choose(usable, jacobian, jacobian.new_zeros(())).transpose(1, 2).contiguous()
 
     def tangent_rows(self, qpos: Tensor) -> Tensor:
         tangent = _tangent_map(self.mjmodel, qpos.numpy())
-        # For a quaternion the map T has T'T = |q|^2 / 4, so the least gradient g with T'g = h is 4 T h / |q|^2.
+        # For a quaternion the map T has T'T = |q|^2 / 4: the least gradient g with T'g = h is 4 T h / |q|^2.
         squares = (tangent**2).sum(axis=1, keepdims=True)
         return torch.from_numpy(tangent / np.where(squares == 0.0, 1.0, squares))
 
@@ -284,7 +304,34 @@ class _Buffers:
         # qpos and qvel lie side by side in a row: one view serves to check both.
         self.motion: Any = self.batch.state[:, first : first + model.nq + model.nv]
         self.fields: dict[str, Any] = {}
-        self.seen: dict[str, Tensor] = {}
+        self.seen: dict[str, tuple[Tensor, int]] = {}
+
+    def step(self, substeps: int) -> dict[int, str]:
+        """Step every row; returns what went wrong, by row."""
+        return self._run(lambda: self.batch.step(nstep=substeps))
+
+    def forward(self, ids: np.ndarray | None) -> dict[int, str]:
+        """Run `mj_forward` on the rows where the mask `ids` is true (None: on all); returns as `step`."""
+        return self._run(lambda: self.batch.forward(ids))
+
+    def _run(self, call: Callable[[], None]) -> dict[int, str]:
+        errors: dict[int, str] = {}
+        try:
+            call()
+        except SimulationError as error:
+            # MuJoCo's advice on how to change the model follows on lines of its own.
+            errors = {int(i): self.batch.error(int(i)).partition("\n")[0] for i in error.ids}
+        overflows = self.batch.warning[:, _OVERFLOWS, 1]
+        if overflows.any():
+            full = "no memory for all contacts and constraints"
+            errors |= {int(i): full for i in np.flatnonzero(overflows.any(axis=1))}
+            self.batch.warning[:, _OVERFLOWS] = 0  # or the next call would be blamed for it
+        return errors
+
+    def sane(self) -> np.ndarray:
+        """`[N]` whether positions and velocities are finite and within bounds."""
+        # One comparison finds NaN, infinity and explosion alike, since NaN compares false.
+        return np.abs(self.motion).max(axis=1, initial=0.0) < _STATE_LIMIT
 
     def write_state(self, rows: Rows) -> None:
         self.time[:] = rows.time.numpy()
@@ -321,7 +368,9 @@ class _Buffers:
         if changed.any():
             self.seen = {}
             self.batch.set_const(changed)
-        self.seen = dict(fields)
+        # Inference tensors do not count their writes, so they are compared every time.
+        counted = {name: field for name, field in fields.items() if not field.is_inference()}
+        self.seen = {name: (field, field._version) for name, field in counted.items()}
 
     def read(self) -> Rows:
         copy = lambda a: torch.from_numpy(a.copy())  # noqa: E731
@@ -335,11 +384,16 @@ class _Buffers:
         )
 
 
-def _same(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors are one piece of memory, unwritten since: `b` is held, so it cannot be reused."""
+def _same(a: Tensor, seen: tuple[Tensor, int]) -> bool:
+    """Whether `a` is memory that was seen before, unwritten since.
+
+    The tensor that was seen is held, so its memory cannot have gone to another.
+    """
+    b, version = seen
     return (
         a.data_ptr() == b.data_ptr()
-        and a._version == b._version
+        and not a.is_inference()
+        and a._version == version
         and a.shape == b.shape
         and a.stride() == b.stride()
         and a.dtype == b.dtype
@@ -354,25 +408,32 @@ def _feeds_constants(name: str) -> bool:
     return name.startswith("opt.") or name in mujoco.MjModel._setconst_inputs
 
 
+def _is_derived(name: str) -> bool:
+    return name in mujoco.MjModel._setconst_outputs and name not in mujoco.MjModel._setconst_inputs
+
+
+def _real_fields(model: mujoco.MjModel) -> list[str]:
+    """The model fields that `PhysicsParams` may hold."""
+    given = [name for name in MODEL_FIELDS if not _is_derived(name)]
+    return [name for name in given if _raw_field(model, name).dtype.kind == "f"]
+
+
+def _raw_field(model: mujoco.MjModel, name: str) -> np.ndarray:
+    return np.asarray(getattr(model.opt, name[4:]) if name.startswith("opt.") else getattr(model, name))
+
+
 def _model_field(model: mujoco.MjModel, name: str) -> np.ndarray:
     if name not in MODEL_FIELDS:
-        raise InputError(f"{name!r} is not a model field that can differ between robots (see mujoco.batch.MODEL_FIELDS)")
-    value = getattr(model.opt, name[4:]) if name.startswith("opt.") else getattr(model, name)
-    value = np.asarray(value)
+        close = ", ".join(difflib.get_close_matches(name, MODEL_FIELDS, n=3)) or "none"
+        raise InputError(
+            f"{name!r} is not a model field that can differ between robots; near it are: {close}"
+        )
+    if _is_derived(name):
+        raise InputError(f"MuJoCo computes model field {name!r} from others; it cannot be given")
+    value = _raw_field(model, name)
     if value.dtype.kind != "f":
-        raise InputError(f"model field {name!r} holds {value.dtype}, not real numbers, and cannot be randomized")
+        raise InputError(f"model field {name!r} holds {value.dtype}, not real numbers; it cannot be given")
     return value
-
-
-class _FieldRanks(dict[str, int]):
-    """Number of axes of a model field, by name, looked up when first asked for."""
-
-    def __init__(self, model: mujoco.MjModel):
-        self._model = model
-
-    def __missing__(self, name: str) -> int:
-        self[name] = _model_field(self._model, name).ndim
-        return self[name]
 
 
 def _tangent_map(model: mujoco.MjModel, qpos: np.ndarray) -> np.ndarray:
@@ -406,11 +467,12 @@ def _model_info(model: mujoco.MjModel) -> ModelInfo:
         nq, nv = {"free": (7, 6), "ball": (4, 3)}.get(kind, (1, 1))
         p, v = int(model.jnt_qposadr[j]), int(model.jnt_dofadr[j])
         limits = model.jnt_range[j] if model.jnt_limited[j] else (-np.inf, np.inf)
-        joints.append(
-            Joint(model.joint(j).name, kind, slice(p, p + nq), slice(v, v + nv), float(limits[0]), float(limits[1]))
-        )
+        places = slice(p, p + nq), slice(v, v + nv)
+        joints.append(Joint(model.joint(j).name, kind, *places, float(limits[0]), float(limits[1])))
     joint_kinds = (int(mujoco.mjtTrn.mjTRN_JOINT), int(mujoco.mjtTrn.mjTRN_JOINTINPARENT))
     limited = model.actuator_ctrllimited.astype(bool)
+    driven = lambda a: model.joint(int(model.actuator_trnid[a, 0])).name  # noqa: E731
+    sensor_ends = model.sensor_adr + model.sensor_dim
     return ModelInfo(
         nq=model.nq,
         nv=model.nv,
@@ -423,13 +485,12 @@ def _model_info(model: mujoco.MjModel) -> ModelInfo:
         joints=tuple(joints),
         actuators=names("actuator", model.nu),
         actuator_joints=tuple(
-            model.joint(int(model.actuator_trnid[a, 0])).name if int(model.actuator_trntype[a]) in joint_kinds else ""
-            for a in range(model.nu)
+            driven(a) if int(model.actuator_trntype[a]) in joint_kinds else "" for a in range(model.nu)
         ),
         ctrl_lower=tuple(float(x) for x in np.where(limited, model.actuator_ctrlrange[:, 0], -np.inf)),
         ctrl_upper=tuple(float(x) for x in np.where(limited, model.actuator_ctrlrange[:, 1], np.inf)),
         sensors={
-            model.sensor(i).name: slice(int(model.sensor_adr[i]), int(model.sensor_adr[i] + model.sensor_dim[i]))
+            model.sensor(i).name: slice(int(model.sensor_adr[i]), int(sensor_ends[i]))
             for i in range(model.nsensor)
         },
         keyframes={

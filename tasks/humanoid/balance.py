@@ -1,7 +1,8 @@
 """Balance: the humanoid starts in a random posture, is pushed now and then, and must not fall.
 
-Actions are offsets from the standing pose's joint targets, in units of `ACTION_SCALE`; the servos do the rest. The
-policy sees what a real robot measures: angular velocity, the direction of gravity, joint angles and velocities,
+Actions are offsets from the standing pose's joint targets; an action of 1 moves a target as far as takes the servo
+from no torque to its limit, so that equal actions mean equal effort in an ankle and in a hip. The policy
+sees what a real robot measures: angular velocity, the direction of gravity, joint angles and velocities,
 and its own last action. The value function also sees what only a simulation knows.
 """
 
@@ -17,14 +18,15 @@ from rlcore.physics.mujoco import MujocoEngine, load_model
 from rlcore.rewards import Term, action_rate, alive, exponential
 
 MODEL = Path(__file__).parent / "humanoid.xml"
-ACTION_SCALE = 0.5  # rad per unit of action
+ACTION_BOUND = 4.0
 STANDING_HEIGHT = 0.83  # m, pelvis above the floor
-FALLEN_HEIGHT = 0.5  # m
-FALLEN_TILT = -0.4  # vertical component of gravity in the body frame: about 66 degrees from upright
+FALLEN_HEIGHT = 0.6  # m
+FALLEN_TILT = -0.7  # vertical component of gravity in the body frame: about 45 degrees from upright
+JOINT_NOISE = 0.15  # rad, of the posture that an episode begins with
 
 
 def make_humanoid_balance(
-    num_threads: int = 0, seconds: float = 20.0, push_interval: float = 2.0, push_speed: float = 0.8
+    num_threads: int = 0, seconds: float = 20.0, push_interval: float = 2.0, push_speed: float = 0.5
 ) -> Env:
     """The balance task with pushes and a time limit, without automatic resets.
 
@@ -39,25 +41,27 @@ def make_humanoid_balance(
     stand_qpos, stand_ctrl = model.keyframe("stand")
     joint_qpos, joint_qvel = model.actuated()
     pose = stand_qpos[joint_qpos]
+    stiffness = torch.from_numpy(engine.mjmodel.actuator_gainprm[:, 0].copy())
+    scale = torch.from_numpy(engine.mjmodel.actuator_forcerange[:, 1].copy()) / stiffness  # rad per unit of action
     lower = torch.tensor([model.joint(name).lower for name in model.actuator_joints], dtype=torch.float64)
     upper = torch.tensor([model.joint(name).upper for name in model.actuator_joints], dtype=torch.float64)
     contacts = [model.sensor("left_foot_contact"), model.sensor("right_foot_contact")]
     first, last = model.sensor("waist_yaw_torque").start, model.sensor("right_ankle_roll_torque").stop
 
     def initial(params: Params, key: Tensor) -> tuple[Tensor, Tensor]:
-        """The standing pose, joints off by up to 0.2 rad, leaning a little in any direction, and moving."""
+        """The standing pose, joints off by up to `JOINT_NOISE`, leaning a little in any direction, and moving."""
         draw = random.uniform(key, (1 + 3 + model.nu + model.nv,), -1.0, 1.0, dtype=torch.float64)
         heading, lean, joints, velocity = torch.split(draw, [1, 3, model.nu, model.nv])
         turn = rotations.multiply(
             rotations.from_yaw(torch.pi * heading[0]), rotations.from_rotation_vector(0.1 * lean)
         )
-        posture = torch.clamp(pose + 0.2 * joints, lower, upper)
+        posture = torch.clamp(pose + JOINT_NOISE * joints, lower, upper)
         # Two centimetres up, so that no foot begins inside the floor.
         root = stand_qpos[:3] + stand_qpos.new_tensor([0.0, 0.0, 0.02])
         return torch.cat([root, turn, posture]), 0.3 * velocity
 
     def control(params: Params, state: EnvState, action: Tensor) -> Tensor:
-        return stand_ctrl + ACTION_SCALE * torch.clamp(action, -2.0, 2.0)
+        return stand_ctrl + scale * torch.clamp(action, -ACTION_BOUND, ACTION_BOUND)
 
     def observe(params: Params, state: EnvState) -> dict[str, dict[str, Tensor]]:
         physics = state.physics
@@ -105,7 +109,7 @@ def make_humanoid_balance(
         control_dt=0.02,
         initial=initial,
         control=control,
-        action_bounds=([-2.0] * model.nu, [2.0] * model.nu),
+        action_bounds=([-ACTION_BOUND] * model.nu, [ACTION_BOUND] * model.nu),
         observe=observe,
         terminate=terminate,
         metrics=metrics,
