@@ -5,11 +5,12 @@ nothing. `batch` maps them over thousands. A wrapper is a function that takes an
 it must remember between steps is an entry of `EnvState.memory`, so that a reset resets it and a checkpoint
 keeps it.
 
-Randomness comes from `EnvState.key`, which the innermost step advances. A wrapper that draws folds its own
-number into that key, so the draws of two wrappers never meet.
+Randomness comes from `EnvState.key`, the key of an episode. Whoever draws in a step folds the step counter and a
+number of its own into it, so that no two draws meet, and a step without draws costs none.
 
-`auto_reset` asks the wrapped `reset` for every robot at every step, but gives a null key to those that go on:
-a null key draws nothing and `Engine.forward` skips it, so that resetting three of 4096 robots costs three.
+`auto_reset` begins new episodes through `rlcore.masked`, which computes them for the robots that need one only.
+Outside a recording every robot's reset is computed, but those that go on get a null key, which draws nothing and
+which `Engine.forward` skips: resetting three of 4096 robots costs three.
 """
 
 import math
@@ -20,9 +21,9 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from rlcore import random, tree
+from rlcore import masked, random, tree
 from rlcore.errors import InputError
-from rlcore.jit import jit
+from rlcore.jit import jit, one_thread
 from rlcore.physics.engine import BatchEngine, ModelInfo, PhysicsState
 from rlcore.rewards import Term, weighted_terms
 from rlcore.tree import pytree
@@ -30,8 +31,9 @@ from rlcore.tree import pytree
 Obs = dict[str, Tensor]
 """Observation groups by name (`policy`, `critic`), each `[size]` float32."""
 
-# What each consumer of randomness folds into the state's key. A reset splits its key in two (0 and 1).
-_ADVANCE, _PUSH, _DELAY, _NOISE = 0, 2, 3, 4
+# What each consumer of randomness adds to the step counter before folding it into the state's key. A reset splits
+# its key in two (0 and 1), so the counters of steps begin well above.
+_DELAY, _FIRST_PUSH, _PUSH, _NOISE = (salt << 32 - 8 for salt in (1, 2, 3, 4))
 
 
 @pytree
@@ -56,7 +58,7 @@ class EnvState:
     Attributes:
       physics: the mechanical state.
       memory: what the task and each wrapper remember, by name. `last_action` `[action]` is always there.
-      key: `[2]` random key; advanced by every step.
+      key: `[2]` random key of the episode; with `steps` folded in, that of a step.
       steps: `[]` int64, control steps since the reset.
     """
 
@@ -230,9 +232,7 @@ def make_env(
 
     def grouped(params: Params, state: EnvState) -> Obs:
         groups = observe(params, state)
-        return {
-            g: torch.cat([part.to(torch.float32) for part in parts.values()]) for g, parts in groups.items()
-        }
+        return {g: torch.cat(list(parts.values())).to(torch.float32) for g, parts in groups.items()}
 
     def reset(params: Params, key: Tensor, /) -> tuple[EnvState, Obs]:
         draw, carry = random.split(key)
@@ -251,7 +251,7 @@ def make_env(
         action = torch.nan_to_num(action, 0.0, 0.0, 0.0)
         remembered = {n: m.update(params, state, action, physics) for n, m in memories.items()}
         remembered["last_action"] = action
-        after = EnvState(physics, remembered, random.fold_in(state.key, _ADVANCE), state.steps + 1)
+        after = EnvState(physics, remembered, state.key, state.steps + 1)
         reward, weighted = weighted_terms(terms, params, state, action, after, control_dt)
         fault = physics.fault != 0
         obs = grouped(params, after)
@@ -295,10 +295,14 @@ def batch(env: Env, *, shared_params: bool = True) -> Env:
       shared_params: whether one set of parameters serves all robots; otherwise each leaf is `[B, ...]`.
     """
     params_dim = None if shared_params else 0
-    return env._replace(
-        reset=jit(torch.func.vmap(env.reset, in_dims=(params_dim, 0))),
-        step=jit(torch.func.vmap(env.step, in_dims=(params_dim, 0, 0))),
-    )
+    reset = jit(torch.func.vmap(env.reset, in_dims=(params_dim, 0)))
+    step = jit(torch.func.vmap(env.step, in_dims=(params_dim, 0, 0)))
+
+    def step_all(params: Params, state: EnvState, action: Tensor, /) -> tuple[EnvState, Transition]:
+        with one_thread(action.shape[0]):
+            return step(params, state, action)
+
+    return env._replace(reset=reset, step=step_all)
 
 
 # --- wrappers -----------------------------------------------------------------------------------------------
@@ -310,6 +314,11 @@ def _wrapped(env: Env, name: str, **changes: Any) -> EnvSpec:
     if "auto_reset" in env.spec.wrappers:
         raise InputError(f"{name} must be applied before auto_reset, so that a reset resets it too")
     return tree.replace(env.spec, wrappers=(*env.spec.wrappers, name), **changes)
+
+
+def _step_key(state: EnvState, salt: int) -> Tensor:
+    """The key of one consumer of randomness in one step of an episode (of at most 2^24 steps)."""
+    return random.fold_in(state.key, state.steps + salt)
 
 
 def _remember(state: EnvState, name: str, value: Any) -> EnvState:
@@ -333,15 +342,15 @@ def auto_reset(env: Env) -> Env:
         total = state.memory["episode_return"] + transition.reward
         after = _remember(after, "episode_return", total)
         done = transition.terminated | transition.truncated
-        # The ended episode has no further use for its key, so the new one begins with it.
-        fresh, fresh_obs = reset(params, random.null_unless(done, after.key))
         logged = {
             **transition.metrics,
             "episode_return": total,
             "episode_length": after.steps.to(total.dtype),
         }
-        transition = tree.replace(transition, obs=tree.where(done, fresh_obs, transition.obs), metrics=logged)
-        return tree.where(done, fresh, after), transition
+        # The ended episode has no further use for its key, so the new one begins with it.
+        key = random.null_unless(done, after.key)
+        after, obs = masked.where(done, reset, (params, key), (after, transition.obs))
+        return after, tree.replace(transition, obs=obs, metrics=logged)
 
     return env._replace(spec=spec, reset=reset, step=step)
 
@@ -420,7 +429,7 @@ def action_delay(env: Env, delay: int | tuple[int, int]) -> Env:
         state, obs = env.reset(params, key)
         steps = torch.full_like(state.steps, least)
         if most > least:
-            steps = random.randint(random.fold_in(state.key, _DELAY), (), least, most + 1)
+            steps = random.randint(_step_key(state, _DELAY), (), least, most + 1)
         waiting = state.physics.qpos.new_zeros((most + 1, size))
         return _remember(state, "action_delay", {"steps": steps, "waiting": waiting}), obs
 
@@ -457,10 +466,10 @@ def observation_noise(env: Env, scales: Mapping[str, float], group: str = "polic
             raise InputError(f"noise scale of {name!r} must be 0 or more, got {scale}")
     spec = _wrapped(env, f"observation_noise({group})")
     width = torch.cat([torch.full((size,), float(scales.get(name, 0.0))) for name, size in parts])
-    salt = _NOISE + list(env.spec.observations).index(group)
+    salt = _NOISE + (list(env.spec.observations).index(group) << 24)
 
     def noisy(state: EnvState, obs: Obs) -> Obs:
-        noise = random.uniform(random.fold_in(state.key, salt), (len(width),), -1.0, 1.0)
+        noise = random.uniform(_step_key(state, salt), (len(width),), -1.0, 1.0)
         return {**obs, group: obs[group] + width.to(noise.device) * noise}
 
     def reset(params: Params, key: Tensor, /) -> tuple[EnvState, Obs]:
@@ -505,7 +514,7 @@ def observation_history(env: Env, length: int, group: str = "policy") -> Env:
 def random_pushes(env: Env, interval: float, speed: float, joint: str = "root") -> Env:
     """Kick the robot: at random times its free joint's horizontal velocity changes in a random direction.
 
-    Kicks come as a Poisson process. The size is uniform in [0, speed], read from
+    The times between kicks are exponential: a Poisson process. The size is uniform in [0, speed], read from
     `params.values["push_speed"]`, so that it can differ between robots.
 
     Args:
@@ -527,17 +536,27 @@ def random_pushes(env: Env, interval: float, speed: float, joint: str = "root") 
     if free.kind != "free":
         raise InputError(f"pushes need a free joint; {joint!r} is a {free.kind}")
     spec = _wrapped(env, "random_pushes")
-    chance = env.spec.control_dt / interval
     first = free.qvel.start
     values = {**env.params.values, "push_speed": torch.tensor(float(speed), dtype=torch.float64)}
 
-    def step(params: Params, state: EnvState, action: Tensor, /) -> tuple[EnvState, Transition]:
-        draw = random.uniform(random.fold_in(state.key, _PUSH), (3,), dtype=torch.float64)
-        size = torch.where(draw[0] < chance, params.values["push_speed"] * draw[1], 0.0)
-        angle = 2 * torch.pi * draw[2]
-        kick = torch.stack([size * torch.cos(angle), size * torch.sin(angle)])
-        qvel = state.physics.qvel
-        qvel = torch.cat([qvel[:first], qvel[first : first + 2] + kick, qvel[first + 2 :]])
-        return env.step(params, tree.replace(state, physics=tree.replace(state.physics, qvel=qvel)), action)
+    def reset(params: Params, key: Tensor, /) -> tuple[EnvState, Obs]:
+        state, obs = env.reset(params, key)
+        draw = random.uniform(_step_key(state, _FIRST_PUSH), dtype=torch.float64)
+        return _remember(state, "next_push", -interval * torch.log1p(-draw)), obs
 
-    return env._replace(spec=spec, params=tree.replace(env.params, values=values), step=step)
+    def step(params: Params, state: EnvState, action: Tensor, /) -> tuple[EnvState, Transition]:
+        physics, at = state.physics, state.memory["next_push"]
+        due = physics.time >= at
+        # Where no kick is due the key is null, so that size and waiting time are drawn as 0.
+        draw = random.uniform(
+            random.fold_in(random.null_unless(due, state.key), state.steps + _PUSH), (3,), dtype=torch.float64
+        )
+        size, angle = params.values["push_speed"] * draw[0], 2 * torch.pi * draw[1]
+        kick = torch.stack([size * torch.cos(angle), size * torch.sin(angle)])
+        qvel = torch.cat([physics.qvel[:first], physics.qvel[first : first + 2] + kick, physics.qvel[first + 2 :]])
+        state = tree.replace(state, physics=tree.replace(physics, qvel=qvel))
+        after, transition = env.step(params, state, action)
+        return _remember(after, "next_push", at - interval * torch.log1p(-draw[2])), transition
+
+    params = tree.replace(env.params, values=values)
+    return env._replace(spec=spec, params=params, reset=reset, step=step)

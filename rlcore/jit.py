@@ -9,7 +9,9 @@ is what it computes outside of torch, as through `.numpy()`.
 """
 
 import functools
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import torch
@@ -106,11 +108,14 @@ def _record(fn: Callable[..., Any], leaves: list[Any], structure: Any) -> _Recor
         out_structure[:] = [spec]
         return outputs
 
-    with torch.no_grad():
+    with torch.no_grad(), _recording():
         # Tracing tells tensors apart by identity: one tensor given for two arguments would be recorded as one
         # argument, and replayed so when they differ.
         graph = make_fx(flat, tracing_mode="real")(*(leaves[place].detach() for place in places))
+    _drop_idle_views(graph.graph)
+    _share_equal_operations(graph.graph)
     graph.graph.eliminate_dead_code()
+    _call_directly(graph.graph)
     graph.recompile()
     constants = [*graph.buffers(), *graph.parameters()]
     # An fx module's __call__ goes through hooks; the generated function itself does not.
@@ -120,6 +125,135 @@ def _record(fn: Callable[..., Any], leaves: list[Any], structure: Any) -> _Recor
         _places_from_constants(graph.graph),
         any(constant.requires_grad for constant in constants),
     )
+
+
+_depth = 0
+
+
+@contextmanager
+def _recording() -> Iterator[None]:
+    global _depth
+    _depth += 1
+    try:
+        yield
+    finally:
+        _depth -= 1
+
+
+def recording() -> bool:
+    """Whether this call is being recorded by `jit`, and nothing differentiates it."""
+    if not _depth or torch.compiler.is_compiling():
+        return False
+    stack = torch._C._functorch.get_interpreter_stack() or []
+    return all(level.key() == torch._C._functorch.TransformType.Vmap for level in stack)
+
+
+@contextmanager
+def one_thread(rows: int) -> Iterator[None]:
+    """Run torch on one thread where a batch of `rows` robots is too small to share.
+
+    A second thread saves little there, and its spinning takes a core from the physics that comes next.
+    """
+    threads = torch.get_num_threads()
+    if rows > _SHARED_ROWS or threads == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+_SHARED_ROWS = 2048
+
+
+def _drop_idle_views(graph: Any) -> None:
+    """Batching rules leave many views that change nothing."""
+    permute, view = torch.ops.aten.permute.default, torch.ops.aten.view.default
+    for node in list(graph.nodes):
+        if node.op != "call_function" or node.target not in (permute, view):
+            continue
+        source, shape = node.args
+        same = shape == list(range(len(shape)))
+        if node.target is view:
+            same = list(source.meta["val"].shape) == list(shape) if "val" in source.meta else False
+        if same:
+            node.replace_all_uses_with(source)
+            graph.erase_node(node)
+
+
+DIRECT: dict[Any, Callable[..., Any]] = {}
+"""Custom operations whose CPU kernel may be called as a plain function in a recording, past the dispatcher."""
+
+REPLAYED: dict[Any, Callable[..., Any]] = {}
+"""Operations that exist in recordings only, and what a replay calls for them."""
+
+
+_BINDINGS: dict[Any, Callable[..., Any]] = {
+    getattr(torch.ops.aten, name): getattr(torch, function)
+    for name, function in {
+        "abs": "abs", "add": "add", "bitwise_and": "bitwise_and", "bitwise_not": "bitwise_not",
+        "bitwise_or": "bitwise_or", "cat": "cat", "clamp": "clamp", "cos": "cos", "div": "div", "eq": "eq",
+        "exp": "exp", "ge": "ge", "gt": "gt", "le": "le", "log1p": "log1p", "lt": "lt", "mul": "mul", "ne": "ne",
+        "neg": "neg", "pow": "pow", "select": "select", "sin": "sin", "sqrt": "sqrt", "stack": "stack",
+        "sub": "sub", "sum": "sum", "unbind": "unbind", "where": "where",
+    }.items()
+}  # fmt: skip
+"""Operations whose ordinary Python binding does the same with less dispatch than `torch.ops` has."""
+
+
+def _call_directly(graph: Any) -> None:
+    """A custom operation in Python costs tens of microseconds in dispatch, of which a recording needs nothing."""
+    for node in graph.nodes:
+        if node.op != "call_function":
+            continue
+        if node.target in REPLAYED:
+            node.target = REPLAYED[node.target]
+        elif node.target in DIRECT and _on_cpu(node):
+            node.target = DIRECT[node.target]
+        elif (packet := getattr(node.target, "overloadpacket", None)) in _BINDINGS:
+            node.target = _BINDINGS[packet]
+
+
+def _on_cpu(node: Any) -> bool:
+    values = [n.meta.get("val") for n in node.all_input_nodes]
+    return all(isinstance(v, Tensor) and v.device.type == "cpu" for v in values)
+
+
+def _share_equal_operations(graph: Any) -> None:
+    """Compute once what the function computes twice: operations with equal arguments become one.
+
+    Nothing recorded here writes into its arguments or draws from a generator; a graph in which something does is
+    left as it is.
+    """
+    calls = [node for node in graph.nodes if node.op == "call_function"]
+    if not all(_is_pure(node.target) for node in calls):
+        return
+    seen: dict[Any, Any] = {}
+    for node in calls:
+        signature = (node.target, _hashable(node.args), _hashable(node.kwargs))
+        first = seen.setdefault(signature, node)
+        if first is not node:
+            node.replace_all_uses_with(first)
+            graph.erase_node(node)
+
+
+def _is_pure(operation: Any) -> bool:
+    if operation is operator.getitem:
+        return True
+    schema = getattr(operation, "_schema", None)
+    drawn = torch.Tag.nondeterministic_seeded in getattr(operation, "tags", ())
+    return schema is not None and not schema.is_mutable and not drawn
+
+
+def _hashable(x: Any) -> Any:
+    if isinstance(x, (list, tuple)):
+        return tuple(_hashable(y) for y in x)
+    if isinstance(x, dict):
+        return tuple((k, _hashable(v)) for k, v in x.items())
+    # 1, 1.0 and True are equal but compute different things.
+    return (type(x), repr(x)) if isinstance(x, (bool, int, float)) else x
 
 
 def _places_from_constants(graph: Any) -> tuple[int, ...]:

@@ -18,14 +18,16 @@ all that a step needs.
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, no_type_check
 
+import numba
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from rlcore.errors import InputError
+from rlcore.jit import DIRECT
 
 Key = Int64[Tensor, "2"]
 Number = float | int | Tensor
@@ -33,13 +35,6 @@ Number = float | int | Tensor
 _MASK = 0xFFFFFFFF
 _ROTATIONS = (13, 15, 26, 6, 17, 29, 16, 24)
 _PARITY = 0x1BD11BDA
-
-# 0-d arrays rather than scalars: numpy then skips a conversion in each of the hundred calls of a cipher.
-_LEFT = tuple(np.array(r, np.uint32) for r in _ROTATIONS)
-_RIGHT = tuple(np.array(32 - r, np.uint32) for r in _ROTATIONS)
-
-# Numbers enciphered at once on the CPU: large enough to hide the calls, small enough to stay in the cache.
-_CHUNK = 32768
 
 # The inverse error function as polynomials in w = -log(1 - x^2), highest power first (Giles 2010,
 # "Approximating the erfinv function"). A branch is (the w below which it holds, the offset of its argument,
@@ -75,24 +70,35 @@ _ERFINV_DOUBLE: tuple[tuple[float, float, tuple[float, ...]], ...] = (
 )  # fmt: skip
 
 
-# --- Threefry-2x32 on the CPU: numpy, because torch has no 32-bit unsigned arithmetic there -------
+# --- Threefry-2x32 on the CPU: machine code by numba, since torch has no 32-bit unsigned arithmetic there --------
 
 
-def _encipher_numpy(k0: Any, k1: Any, x0: Any, x1: Any) -> None:
-    """Encipher the uint32 counter words `x0`, `x1` in place; the key words broadcast against them."""
-    schedule = (k0, k1, k0 ^ k1 ^ np.uint32(_PARITY))
-    t = np.empty_like(x0)
-    np.add(x0, k0, out=x0)
-    np.add(x1, k1, out=x1)
-    for group in range(5):
-        for i in range(4 * (group % 2), 4 * (group % 2) + 4):
-            np.add(x0, x1, out=x0)
-            np.right_shift(x1, _RIGHT[i], out=t)
-            np.left_shift(x1, _LEFT[i], out=x1)
-            np.bitwise_or(x1, t, out=x1)
-            np.bitwise_xor(x1, x0, out=x1)
-        np.add(x0, schedule[(group + 1) % 3], out=x0)
-        np.add(x1, schedule[(group + 2) % 3] + np.uint32(group + 1), out=x1)
+@numba.njit(inline="always")
+@no_type_check
+def _rounds(x0, x1, first, r0, r1, r2, r3, k0, k1):  # type: ignore[no-untyped-def]
+    """Four rounds with their rotations, then the key words of the schedule."""
+    # numba widens the sum of two uint32 to 64 bits, so every step narrows it again.
+    for r in (r0, r1, r2, r3):
+        x0 = np.uint32(x0 + x1)
+        x1 = np.uint32((x1 << np.uint32(r)) | (x1 >> np.uint32(32 - r))) ^ x0
+    return np.uint32(x0 + k0), np.uint32(x1 + k1 + np.uint32(first))
+
+
+@numba.njit(cache=True, nogil=True)
+@no_type_check
+def _encipher(keys, counters, x0, x1):  # type: ignore[no-untyped-def]
+    """Encipher int64 counters `[C, n]` under int64 keys `[K, 2]`, C being K or 1, into uint32 words `[K, n]`."""
+    for i in range(keys.shape[0]):
+        k0, k1 = np.uint32(keys[i, 0]), np.uint32(keys[i, 1])
+        k2 = k0 ^ k1 ^ np.uint32(_PARITY)
+        row = counters[i if counters.shape[0] > 1 else 0]
+        for j in range(x0.shape[1]):
+            a, b = np.uint32(np.uint32(row[j] >> 32) + k0), np.uint32(np.uint32(row[j]) + k1)
+            a, b = _rounds(a, b, 1, 13, 15, 26, 6, k1, k2)
+            a, b = _rounds(a, b, 2, 17, 29, 16, 24, k2, k0)
+            a, b = _rounds(a, b, 3, 13, 15, 26, 6, k0, k1)
+            a, b = _rounds(a, b, 4, 17, 29, 16, 24, k1, k2)
+            x0[i, j], x1[i, j] = _rounds(a, b, 5, 13, 15, 26, 6, k2, k0)
 
 
 def _polynomial_numpy(x: Any, offset: float, coefficients: Sequence[float]) -> Any:
@@ -167,41 +173,36 @@ def _low_and_span(dtype: torch.dtype, low: float, high: float) -> tuple[float, f
 
 
 def _draw_numpy(
-    key: Tensor, shape: Sequence[int], kind: str, dtype: torch.dtype, start: int, low: float, high: float
+    key: Tensor,
+    shape: Sequence[int],
+    kind: str,
+    dtype: torch.dtype,
+    start: int = 0,
+    low: float = 0.0,
+    high: float = 1.0,
 ) -> Tensor:
     """The CPU kernel of `_draw`."""
     low, span = _low_and_span(dtype, low, high)
     count = math.prod(shape)
-    lead = key.shape[:-1]
     pairs = (2,) if kind == "pairs" else ()
-    out = key.new_empty((*lead, *shape, *pairs), dtype=dtype)
-    words = key.reshape(-1, 2).numpy().astype(np.uint32)
-    num_keys = words.shape[0]
-    flat = out.view(num_keys, count, *pairs).numpy()
-    k0, k1 = np.ascontiguousarray(words[:, 0]), np.ascontiguousarray(words[:, 1])
-    # The longer axis is laid out innermost, so that numpy's inner loops are long; then the work is cut into
-    # pieces that stay in the cache.
-    keys_inside = num_keys >= count
-    keys_step = max(1, min(num_keys, _CHUNK if keys_inside else _CHUNK // max(count, 1)))
-    count_step = max(1, min(count, _CHUNK // keys_step))
-    for a in range(0, num_keys, keys_step):
-        for b in range(0, count, count_step):
-            keys, numbers = slice(a, min(a + keys_step, num_keys)), slice(b, min(b + count_step, count))
-            counter = np.arange(start + numbers.start, start + numbers.stop, dtype=np.uint32)
-            place = flat[keys, numbers]
-            if keys_inside:
-                one0, one1, counter = k0[None, keys], k1[None, keys], counter[:, None]
-                place = place.swapaxes(0, 1)
-            else:
-                one0, one1, counter = k0[keys, None], k1[keys, None], counter[None, :]
-            x1 = np.empty(np.broadcast_shapes(one0.shape, counter.shape), np.uint32)
-            x1[...] = counter
-            x0 = np.zeros_like(x1)
-            _encipher_numpy(one0, one1, x0, x1)
-            if kind == "pairs":
-                place[..., 0], place[..., 1] = x0, x1
-            else:
-                place[...] = _finish_numpy(x0, x1, kind, dtype, low, span)
+    keys = np.ascontiguousarray(key.numpy().reshape(-1, 2))
+    live = keys[:, 0] >= 0
+    every = bool(live.all())
+    rows = len(keys) if every else int(live.sum())
+    out = torch.empty((*key.shape[:-1], *shape, *pairs), dtype=dtype)
+    flat = out.view(len(keys), count, *pairs).numpy()
+    if not every:
+        flat[...] = _null_value(kind)
+        keys = keys[live]
+    if rows:
+        words = np.empty((2, rows, count), np.uint32)
+        counters = np.arange(start, start + count).reshape(1, count)
+        _encipher(keys, counters, words[0], words[1])
+        where = ... if every else live
+        if kind == "pairs":
+            flat[where] = words.transpose(1, 2, 0)
+        else:
+            flat[where] = _finish_numpy(words[0], words[1], kind, dtype, low, span)
     return out
 
 
@@ -281,20 +282,21 @@ def _null_value(kind: str) -> int:
 @torch.library.custom_op("rlcore::threefry2x32", mutates_args=())
 def _threefry2x32(key: Tensor, counter: Tensor) -> Tensor:
     """The block cipher. Key `[*k, 2]`, int64 counter `[*c]` (64 bits: high and low word) to `[*kc, 2]`."""
-    return torch.stack(_encipher_torch(key, counter), dim=-1)
+    words = torch.stack(_encipher_torch(key, counter), dim=-1)
+    return torch.where(key[..., :1] < 0, -1, words)
 
 
 @_threefry2x32.register_kernel("cpu")
-def _(key: Tensor, counter: Tensor) -> Tensor:
-    words = key.numpy().astype(np.uint32)
-    k0, k1 = np.atleast_1d(words[..., 0], words[..., 1])
-    out = key.new_empty((*torch.broadcast_shapes(key.shape[:-1], counter.shape), 2))
-    shape = out.shape[:-1] or (1,)
-    x = np.broadcast_to(counter.numpy(), shape)
-    x0, x1 = (x >> 32).astype(np.uint32), x.astype(np.uint32)
-    _encipher_numpy(k0, k1, x0, x1)
-    flat = out.view(*shape, 2).numpy()
-    flat[..., 0], flat[..., 1] = x0, x1
+def _threefry2x32_cpu(key: Tensor, counter: Tensor) -> Tensor:
+    lead = torch.broadcast_shapes(key.shape[:-1], counter.shape)
+    keys = np.ascontiguousarray(key.expand(*lead, 2).numpy().reshape(-1, 2))
+    counters = np.ascontiguousarray(counter.expand(lead).numpy().reshape(-1, 1))
+    live = keys[:, 0] >= 0
+    out = torch.full((*lead, 2), -1)
+    if live.any():
+        words = np.empty((2, int(live.sum()), 1), np.uint32)
+        _encipher(keys[live], counters[live], words[0], words[1])
+        out.view(-1, 2).numpy()[live] = words[:, :, 0].T
     return out
 
 
@@ -343,24 +345,7 @@ def _draw(
     return torch.where(null, torch.full_like(numbers, _null_value(kind)), numbers)
 
 
-@_draw.register_kernel("cpu")
-def _(
-    key: Tensor,
-    shape: Sequence[int],
-    kind: str,
-    dtype: torch.dtype,
-    start: int = 0,
-    low: float = 0.0,
-    high: float = 1.0,
-) -> Tensor:
-    live = key[..., 0] >= 0
-    if bool(live.all()):
-        return _draw_numpy(key, shape, kind, dtype, start, low, high)
-    pairs = (2,) if kind == "pairs" else ()
-    numbers = torch.full((*key.shape[:-1], *shape, *pairs), _null_value(kind), dtype=dtype)
-    if bool(live.any()):
-        numbers[live] = _draw_numpy(key[live], shape, kind, dtype, start, low, high)
-    return numbers
+_draw.register_kernel("cpu")(_draw_numpy)
 
 
 @_draw.register_fake
@@ -380,6 +365,10 @@ def _(
 @_draw.register_vmap
 def _(info: Any, in_dims: Any, key: Tensor, *args: Any) -> tuple[Tensor, int]:
     return _draw(key.movedim(in_dims[0], 0), *args), 0
+
+
+DIRECT[torch.ops.rlcore.threefry2x32.default] = _threefry2x32_cpu
+DIRECT[torch.ops.rlcore.threefry2x32_draw.default] = _draw_numpy
 
 
 # --- Keys -----------------------------------------------------------------------------------------

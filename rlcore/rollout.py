@@ -14,7 +14,7 @@ from torch import Tensor
 from rlcore import random, tree
 from rlcore.env import Env, EnvState, Obs, Params, Transition, batch
 from rlcore.errors import InputError
-from rlcore.jit import jit
+from rlcore.jit import jit, one_thread
 from rlcore.tree import pytree
 
 Act = Callable[[Any, Obs, Tensor], tuple[Tensor, dict[str, Tensor]]]
@@ -64,9 +64,10 @@ def unroll(
         actor: Any, params: Params, state: EnvState, obs: Obs, keys: Tensor
     ) -> tuple[EnvState, Obs, Trajectory]:
         steps = []
-        for key in keys.unbind(0):
-            state, obs, step = control_step(actor, params, state, obs, key)
-            steps.append(step)
+        with one_thread(state.steps.shape[-1]):
+            for key in keys.unbind(0):
+                state, obs, step = control_step(actor, params, state, obs, key)
+                steps.append(step)
         return state, obs, tree.stack(steps)
 
     return run

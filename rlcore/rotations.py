@@ -31,22 +31,24 @@ def conjugate(q: Tensor) -> Tensor:
 
 
 def rotate(q: Tensor, v: Tensor) -> Tensor:
-    """`v` `[..., 3]` in the body frame, seen in the world frame: `v + 2 w (u x v) + 2 u x (u x v)`.
-
-    Here w is the scalar and u the vector part of `q` `[..., 4]`.
-    """
+    """`v` `[..., 3]` in the body frame, seen in the world frame: `v + 2 w (u x v) + 2 u x (u x v)`, q = (w, u)."""
     w, x, y, z = q.unbind(-1)
+    return _rotate(w, x, y, z, v)
+
+
+def rotate_inverse(q: Tensor, v: Tensor) -> Tensor:
+    """`v` `[..., 3]` in the world frame, seen in the body frame."""
+    w, x, y, z = q.unbind(-1)
+    return _rotate(-w, x, y, z, v)  # -q and q are one rotation, so this is the conjugate
+
+
+def _rotate(w: Tensor, x: Tensor, y: Tensor, z: Tensor, v: Tensor) -> Tensor:
     a, b, c = v.unbind(-1)
     # t = 2 u x v
     tx, ty, tz = 2 * (y * c - z * b), 2 * (z * a - x * c), 2 * (x * b - y * a)
     return torch.stack(
         [a + w * tx + y * tz - z * ty, b + w * ty + z * tx - x * tz, c + w * tz + x * ty - y * tx], dim=-1
     )
-
-
-def rotate_inverse(q: Tensor, v: Tensor) -> Tensor:
-    """`v` `[..., 3]` in the world frame, seen in the body frame."""
-    return rotate(conjugate(q), v)
 
 
 def projected_gravity(q: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from rlcore.errors import InputError
+from rlcore.jit import DIRECT
 from rlcore.tree import pytree, replace
 
 # What can be wrong with a step, as `PhysicsState.fault` tells it.
@@ -453,8 +454,7 @@ def _rows(engine: BatchEngine, tensors: Sequence[Tensor]) -> Rows:
     return Rows(*(_flatten(t, 0 if i == 0 else 1) for i, t in enumerate(tensors)))
 
 
-@torch.library.custom_op("rlcore::physics_step", mutates_args=())
-def _physics_step(
+def _physics_step_rows(
     handle: int,
     substeps: int,
     names: str,
@@ -489,6 +489,10 @@ def _physics_step(
     )
 
 
+_physics_step = torch.library.custom_op("rlcore::physics_step", _physics_step_rows, mutates_args=())
+DIRECT[torch.ops.rlcore.physics_step.default] = _physics_step_rows
+
+
 @_physics_step.register_fake
 def _(handle, substeps, names, fields, key, wrench, ctrl, time, qpos, qvel, act, warmstart, sensordata):  # type: ignore[no-untyped-def]
     empty = torch.empty_like
@@ -499,8 +503,7 @@ def _(handle, substeps, names, fields, key, wrench, ctrl, time, qpos, qvel, act,
     )
 
 
-@torch.library.custom_op("rlcore::physics_forward", mutates_args=())
-def _physics_forward(
+def _physics_forward_rows(
     handle: int,
     names: str,
     fields: Sequence[Tensor],
@@ -517,6 +520,10 @@ def _physics_forward(
     return engine.forward_rows(_named_fields(engine, names, fields), rows, _flatten(mask, 0)).reshape(
         sensordata.shape
     )
+
+
+_physics_forward = torch.library.custom_op("rlcore::physics_forward", _physics_forward_rows, mutates_args=())
+DIRECT[torch.ops.rlcore.physics_forward.default] = _physics_forward_rows
 
 
 @_physics_forward.register_fake

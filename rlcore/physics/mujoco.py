@@ -132,14 +132,14 @@ class MujocoEngine(BatchEngine):
         self._buffers[size] = buffers
         return buffers
 
-    def _load(self, fields: PhysicsParams, rows: Rows) -> "_Buffers":
+    def _load(self, fields: PhysicsParams, rows: Rows, some: Any = slice(None)) -> "_Buffers":
         buffers = self._of_size(rows.qpos.shape[0])
         try:
             buffers.write_fields(fields)
         except SimulationError as error:
             del self._buffers[rows.qpos.shape[0]]  # its rows are half written
             raise InputError(f"MuJoCo rejects the model fields {', '.join(fields)}: {error}") from error
-        buffers.write_state(rows)
+        buffers.write_state(rows, some)
         return buffers
 
     def step_rows(
@@ -178,14 +178,16 @@ class MujocoEngine(BatchEngine):
         ids = mask.numpy()
         if not ids.any():
             return rows.sensordata.clone()
-        buffers = self._load(fields, rows)
-        buffers.ctrl[:] = 0.0
+        some = slice(None) if ids.all() else np.flatnonzero(ids)
+        buffers = self._load(fields, rows, some)
+        buffers.ctrl[some] = 0.0
         buffers.write_wrench(None)
         errors = buffers.forward(None if ids.all() else ids)
-        if errors:  # the failed rows keep their old sensor values; their next step reports the fault
-            ids = ids.copy()
-            ids[list(errors)] = False
-        return _choose(torch.from_numpy(ids), torch.from_numpy(buffers.sensordata.copy()), rows.sensordata)
+        out = rows.sensordata.clone()
+        out.numpy()[some] = buffers.sensordata[some]
+        for row in errors:  # it keeps its old sensor values; its next step reports the fault
+            out[row] = rows.sensordata[row]
+        return out
 
     def jacobian_rows(
         self, fields: PhysicsParams, rows: Rows, ctrl: Tensor, wrench: Tensor | None, substeps: int
@@ -333,12 +335,12 @@ class _Buffers:
         # One comparison finds NaN, infinity and explosion alike, since NaN compares false.
         return np.abs(self.motion).max(axis=1, initial=0.0) < _STATE_LIMIT
 
-    def write_state(self, rows: Rows) -> None:
-        self.time[:] = rows.time.numpy()
-        self.qpos[:] = rows.qpos.numpy()
-        self.qvel[:] = rows.qvel.numpy()
-        self.act[:] = rows.act.numpy()
-        self.warmstart[:] = rows.warmstart.numpy()
+    def write_state(self, rows: Rows, some: Any) -> None:
+        self.time[some] = rows.time.numpy()[some]
+        self.qpos[some] = rows.qpos.numpy()[some]
+        self.qvel[some] = rows.qvel.numpy()[some]
+        self.act[some] = rows.act.numpy()[some]
+        self.warmstart[some] = rows.warmstart.numpy()[some]
 
     def write_wrench(self, wrench: Tensor | None) -> None:
         if wrench is not None:

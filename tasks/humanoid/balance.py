@@ -23,6 +23,7 @@ STANDING_HEIGHT = 0.83  # m, pelvis above the floor
 FALLEN_HEIGHT = 0.6  # m
 FALLEN_TILT = -0.7  # vertical component of gravity in the body frame: about 45 degrees from upright
 JOINT_NOISE = 0.15  # rad, of the posture that an episode begins with
+LEAN = 0.1  # rad about each axis, of the attitude that it begins with
 
 
 def make_humanoid_balance(
@@ -41,24 +42,25 @@ def make_humanoid_balance(
     stand_qpos, stand_ctrl = model.keyframe("stand")
     joint_qpos, joint_qvel = model.actuated()
     pose = stand_qpos[joint_qpos]
+    # Two centimetres up, so that no foot begins inside the floor.
+    raised = stand_qpos[:3] + torch.tensor([0.0, 0.0, 0.02], dtype=torch.float64)
     stiffness = torch.from_numpy(engine.mjmodel.actuator_gainprm[:, 0].copy())
     scale = torch.from_numpy(engine.mjmodel.actuator_forcerange[:, 1].copy()) / stiffness  # rad per unit of action
     lower = torch.tensor([model.joint(name).lower for name in model.actuator_joints], dtype=torch.float64)
     upper = torch.tensor([model.joint(name).upper for name in model.actuator_joints], dtype=torch.float64)
+    velocimeter = model.sensor("imu_linear_velocity")
     contacts = [model.sensor("left_foot_contact"), model.sensor("right_foot_contact")]
     first, last = model.sensor("waist_yaw_torque").start, model.sensor("right_ankle_roll_torque").stop
 
     def initial(params: Params, key: Tensor) -> tuple[Tensor, Tensor]:
         """The standing pose, joints off by up to `JOINT_NOISE`, leaning a little in any direction, and moving."""
-        draw = random.uniform(key, (1 + 3 + model.nu + model.nv,), -1.0, 1.0, dtype=torch.float64)
-        heading, lean, joints, velocity = torch.split(draw, [1, 3, model.nu, model.nv])
-        turn = rotations.multiply(
-            rotations.from_yaw(torch.pi * heading[0]), rotations.from_rotation_vector(0.1 * lean)
-        )
+        draw = random.uniform(key, (3 + model.nu + model.nv,), -1.0, 1.0, dtype=torch.float64)
+        lean, joints, velocity = torch.split(draw, [3, model.nu, model.nv])
+        # A small rotation: half its vector beside a scalar of one, made a unit quaternion.
+        turn = torch.cat([torch.ones_like(lean[:1]), LEAN / 2 * lean])
+        turn = turn / torch.sqrt(turn.square().sum())
         posture = torch.clamp(pose + JOINT_NOISE * joints, lower, upper)
-        # Two centimetres up, so that no foot begins inside the floor.
-        root = stand_qpos[:3] + stand_qpos.new_tensor([0.0, 0.0, 0.02])
-        return torch.cat([root, turn, posture]), 0.3 * velocity
+        return torch.cat([raised, turn, posture]), 0.3 * velocity
 
     def control(params: Params, state: EnvState, action: Tensor) -> Tensor:
         return stand_ctrl + scale * torch.clamp(action, -ACTION_BOUND, ACTION_BOUND)
@@ -73,7 +75,7 @@ def make_humanoid_balance(
             "last_action": state.memory["last_action"],
         }
         privileged = {
-            "linear_velocity": rotations.rotate_inverse(physics.qpos[3:7], physics.qvel[0:3]),
+            "linear_velocity": physics.sensordata[velocimeter],
             "height": physics.qpos[2:3],
             "foot_contact": torch.cat([physics.sensordata[s] for s in contacts]),
         }

@@ -1,0 +1,117 @@
+"""Compute a function for some rows of a batch only.
+
+`where` means `fn(*args)` where a mask is true and `otherwise` elsewhere. Under `torch.func.vmap` alone that
+computes `fn` for every row and throws most of it away. In a recording (`rlcore.jit`) it is one operation that
+gathers the rows of the mask, computes those, and puts them in place: the same bits, since a pure function of one
+robot does not know its neighbours. Beginning a new episode for three of 4096 robots then costs three.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from rlcore import tree
+from rlcore.jit import REPLAYED, jit, recording
+from rlcore.tree import tree_flatten, tree_unflatten
+
+T = TypeVar("T")
+
+
+class _Function(NamedTuple):
+    """A function on flat lists of tensors, for one row."""
+
+    flat: Callable[..., list[Tensor]]
+    ranks: tuple[int, ...]  # of its inputs
+    batched: dict[tuple[bool, ...], Callable[..., list[Tensor]]]  # by which inputs all rows share
+
+
+# Recordings refer to their functions by number, and live as long as the process.
+_functions: list[_Function] = []
+
+
+def where(mask: Tensor, fn: Callable[..., T], args: tuple[Any, ...], otherwise: T) -> T:
+    """`fn(*args)` where `mask`, else `otherwise`.
+
+    Args:
+      mask: bool `[]`.
+      fn: a pure function of tensors for one robot.
+      args: trees of tensors.
+      otherwise: a tree of the structure, shapes and dtypes of what `fn` returns.
+    """
+    if not recording():
+        return tree.where(mask, fn(*args), otherwise)
+    inputs, structure = tree_flatten(args)
+    others, out_structure = tree_flatten(otherwise)
+
+    def flat(*leaves: Tensor) -> list[Tensor]:
+        outputs, spec = tree_flatten(fn(*tree_unflatten(list(leaves), structure)))
+        if spec != out_structure:
+            raise ValueError("fn and otherwise must give trees of one structure")
+        return outputs
+
+    _functions.append(_Function(flat, tuple(x.ndim for x in inputs), {}))
+    chosen = torch.ops.rlcore.masked(len(_functions) - 1, mask, inputs, others)
+    return tree_unflatten(list(chosen), out_structure)
+
+
+def _masked_rows(
+    handle: int, mask: Tensor, inputs: Sequence[Tensor], others: Sequence[Tensor]
+) -> list[Tensor]:
+    """The operation, for any leading axes. Where no row is asked for, it returns `others` themselves."""
+    lead = mask.shape
+    rows = mask.reshape(-1).nonzero().squeeze(-1)
+    if len(rows) == 0:
+        return list(others)
+    function, count = _functions[handle], math.prod(lead)
+    # Sizes are rounded up to powers of two from 8 on, repeating the last row, so that few recordings serve them all.
+    size = min(count, max(8, 1 << (len(rows) - 1).bit_length()))
+    padded = torch.cat([rows, rows[-1:].expand(size - len(rows))])
+    shared = tuple(x.ndim == rank for x, rank in zip(inputs, function.ranks, strict=True))
+    if shared not in function.batched:
+        in_dims = tuple(None if s else 0 for s in shared)
+        function.batched[shared] = jit(torch.func.vmap(function.flat, in_dims=in_dims))
+    gathered = [
+        x if s else x.reshape(count, *x.shape[len(lead) :])[padded] for x, s in zip(inputs, shared, strict=True)
+    ]
+    outputs = function.batched[shared](*gathered)
+    return [
+        other.reshape(count, *output.shape[1:]).index_copy(0, rows, output[: len(rows)]).reshape(other.shape)
+        for other, output in zip(others, outputs, strict=True)
+    ]
+
+
+@torch.library.custom_op("rlcore::masked", mutates_args=())
+def _masked(handle: int, mask: Tensor, inputs: Sequence[Tensor], others: Sequence[Tensor]) -> list[Tensor]:
+    # Runs only while a recording is made, of which no value is used: a replay calls `_masked_rows`.
+    return [x.clone() for x in others]
+
+
+REPLAYED[torch.ops.rlcore.masked.default] = _masked_rows
+
+
+@_masked.register_fake
+def _(handle, mask, inputs, others):  # type: ignore[no-untyped-def]
+    return [torch.empty_like(x, memory_format=torch.contiguous_format) for x in others]
+
+
+@_masked.register_vmap
+def _(info, in_dims, handle, mask, inputs, others):  # type: ignore[no-untyped-def]
+    def front(x: Tensor, dim: int | None) -> Tensor:
+        return x.unsqueeze(0).expand(info.batch_size, *x.shape) if dim is None else x.movedim(dim, 0)
+
+    _, mask_dim, input_dims, other_dims = in_dims
+    mask = front(mask, mask_dim)
+    lifted = []
+    for x, dim, rank in zip(inputs, input_dims, _functions[handle].ranks, strict=True):
+        everywhere = x.ndim - (dim is not None) == rank  # no axis is mapped over it yet
+        if dim is not None or not everywhere:
+            x = front(x, dim)
+            if everywhere:  # the axes that the mask already has lie between
+                x = x.reshape(x.shape[0], *(1 for _ in mask.shape[1:]), *x.shape[1:])
+                x = x.expand(*mask.shape, *x.shape[mask.ndim :])
+        lifted.append(x)
+    others = [front(x, dim) for x, dim in zip(others, other_dims, strict=True)]
+    return _masked(handle, mask, lifted, others), [0] * len(others)
