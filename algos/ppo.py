@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from rlcore import random, tree
@@ -24,7 +24,14 @@ from rlcore.networks import ACTIVATIONS, mlp
 from rlcore.normalize import Moments, denormalize, moments_init, moments_update, normalize
 from rlcore.optim import AdamState, adam_init, adam_update, clip_by_global_norm
 from rlcore.returns import gae
-from rlcore.rollout import Trajectory, unroll
+from rlcore.rollout import (
+    RecentEpisodes,
+    Trajectory,
+    count_episodes,
+    episode_metrics,
+    no_episodes,
+    unroll,
+)
 from rlcore.tree import pytree
 
 # --- configuration ------------------------------------------------------------------------------------------
@@ -279,6 +286,7 @@ class TrainState:
       coefficients: learning_rate, discount, gae_lambda, clip and entropy_coefficient as tensors `[]`, so that
         runs side by side under vmap can differ in them.
       env_params, env_state, obs: the environments.
+      episodes: what the last hundred or so episodes came to.
       key: random key of the run.
       iteration, env_steps: `[]` counters.
     """
@@ -291,6 +299,7 @@ class TrainState:
     env_params: Params
     env_state: EnvState
     obs: Obs
+    episodes: RecentEpisodes
     key: Tensor
     iteration: Tensor
     env_steps: Tensor
@@ -452,6 +461,7 @@ def make_ppo(env: Env, config: PPOConfig) -> Algorithm:
             env_params=env.params,
             env_state=env_state,
             obs=obs,
+            episodes=no_episodes(),
             key=run_key,
             iteration=torch.tensor(0),
             env_steps=torch.tensor(0),
@@ -467,6 +477,8 @@ def make_ppo(env: Env, config: PPOConfig) -> Algorithm:
         params, optimizer, learned = learn(state, data, learn_key)
         metrics = {**metrics, **learned, "policy/learning_rate": state.coefficients["learning_rate"]}
         metrics["policy/std"] = params.log_std.exp().mean()
+        episodes = count_episodes(state.episodes, trajectory.transition)
+        metrics |= episode_metrics(episodes)
         state = TrainState(
             params=params,
             optimizer=optimizer,
@@ -476,6 +488,7 @@ def make_ppo(env: Env, config: PPOConfig) -> Algorithm:
             env_params=state.env_params,
             env_state=env_state,
             obs=obs,
+            episodes=episodes,
             key=key,
             iteration=state.iteration + 1,
             env_steps=state.env_steps + config.batch_size,
@@ -509,25 +522,16 @@ def trajectory_metrics(trajectory: Trajectory, env: Env, bounds: tuple[Tensor, T
     """What to log of a trajectory `[T, B]`.
 
     Returns:
-      `episode/*`: means over the episodes that ended in it (NaN where none did); `reward/*`: each term's mean
-      per second; `env/*`: means over steps of the environment's metrics; `env/faults`: how many steps failed.
+      `episode/ended`: how many episodes ended in it; `reward/*`: each term's mean per second; `env/*`: means over
+      steps of the environment's metrics; `env/faults`: how many steps failed.
     """
     transition = trajectory.transition
-    logged = dict(transition.metrics)
-    ended: Bool[Tensor, "T B"] = transition.terminated | transition.truncated
-    count = ended.sum()
-
-    def over_episodes(x: Tensor) -> Tensor:
-        return torch.where(ended, x, 0.0).sum() / count
-
+    logged = {k: v for k, v in transition.metrics.items() if not k.startswith("episode_")}
     low, high = bounds
     saturated = (trajectory.action <= low) | (trajectory.action >= high)
     dt = env.spec.control_dt
     return {
-        "episode/return": over_episodes(logged.pop("episode_return")),
-        "episode/length": over_episodes(logged.pop("episode_length")),
-        "episode/fall_rate": over_episodes(transition.terminated.to(torch.float32)),
-        "episode/ended": count,
+        "episode/ended": (transition.terminated | transition.truncated).sum(),
         "env/faults": logged.pop("fault").sum(),
         "policy/saturation": saturated.to(torch.float32).mean(),
         **{f"reward/{name}": term.mean() / dt for name, term in transition.terms.items()},

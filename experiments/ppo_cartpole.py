@@ -20,19 +20,22 @@ class Config:
     """Physics threads; 0 takes every CPU. The result does not depend on it."""
     episode_seconds: float = 10.0
     """Length of an episode."""
-    ppo: PPOConfig = PPOConfig(
-        num_envs=64,
-        num_steps=32,
-        num_epochs=8,
-        learning_rate=1e-3,
-        policy_layers=(64, 64),
-        value_layers=(64, 64),
-        activation="tanh",
+    ppo: PPOConfig = field(
+        default_factory=lambda: PPOConfig(
+            num_envs=64,
+            num_steps=32,
+            num_epochs=8,
+            learning_rate=1e-3,
+            policy_layers=(64, 64),
+            value_layers=(64, 64),
+            activation="tanh",
+        )
     )
     training: TrainingConfig = field(default_factory=lambda: TrainingConfig(iterations=60, checkpoint_every=20))
 
 
 def build(config: Config) -> Experiment:
+    """The environment and the learner that a configuration describes."""
     env = scale_actions(make_cartpole(config.num_threads, config.episode_seconds))
     algorithm = make_ppo(auto_reset(env), config.ppo)
     return Experiment(env, env, algorithm, filmed(env, algorithm), recorded_faults)

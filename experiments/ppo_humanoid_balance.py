@@ -24,14 +24,23 @@ class Config:
     """Mean time between pushes, s."""
     episode_seconds: float = 20.0
     """Length of an episode."""
-    ppo: PPOConfig = PPOConfig(num_envs=256, num_steps=16, learning_rate=1e-3, kl_target=0.04, initial_std=0.4)
-    training: TrainingConfig = field(default_factory=lambda: TrainingConfig(iterations=600))
+    ppo: PPOConfig = field(
+        default_factory=lambda: PPOConfig(
+            num_envs=512,
+            num_steps=8,
+            learning_rate=1e-3,
+            kl_target=0.04,
+            initial_std=0.4,
+            policy_layers=(128, 128),
+            value_layers=(128, 128),
+        )
+    )
+    training: TrainingConfig = field(default_factory=lambda: TrainingConfig(iterations=900))
 
 
 def build(config: Config) -> Experiment:
-    env = make_humanoid_balance(
-        config.num_threads, config.episode_seconds, config.push_interval, config.push_speed
-    )
+    """The environment and the learner that a configuration describes."""
+    env = make_humanoid_balance(config.num_threads, config.episode_seconds, config.push_interval, config.push_speed)
     algorithm = make_ppo(auto_reset(env), config.ppo)
     return Experiment(env, env, algorithm, filmed(env, algorithm), recorded_faults)
 

@@ -73,6 +73,54 @@ def unroll(
     return run
 
 
+@pytree
+class RecentEpisodes:
+    """Sums over about the last `RECENT` episodes that ended, each `[]` float64: older ones fade away.
+
+    A single iteration sees few episodes end, and long ones are rarer than short ones; means over a fixed number of
+    episodes are steadier, and rank checkpoints better.
+    """
+
+    count: Tensor
+    returns: Tensor
+    lengths: Tensor
+    falls: Tensor
+
+
+RECENT = 100
+
+
+def no_episodes() -> RecentEpisodes:
+    """Before any episode has ended."""
+    return RecentEpisodes(*(torch.zeros((), dtype=torch.float64) for _ in range(4)))
+
+
+def count_episodes(recent: RecentEpisodes, transition: Transition) -> RecentEpisodes:
+    """Add the episodes that ended in a trajectory `[T, B]` of an environment with automatic resets."""
+    ended = transition.terminated | transition.truncated
+    new = ended.sum()
+    keep = torch.clamp(1.0 - new / RECENT, min=0.0)
+
+    def added(old: Tensor, x: Tensor) -> Tensor:
+        return keep * old + torch.where(ended, x.to(torch.float64), 0.0).sum()
+
+    return RecentEpisodes(
+        count=added(recent.count, ended),
+        returns=added(recent.returns, transition.metrics["episode_return"]),
+        lengths=added(recent.lengths, transition.metrics["episode_length"]),
+        falls=added(recent.falls, transition.terminated),
+    )
+
+
+def episode_metrics(recent: RecentEpisodes) -> dict[str, Tensor]:
+    """`episode/return`, `episode/length` (control steps) and `episode/fall_rate`; NaN before any has ended."""
+    return {
+        "episode/return": recent.returns / recent.count,
+        "episode/length": recent.lengths / recent.count,
+        "episode/fall_rate": recent.falls / recent.count,
+    }
+
+
 class Episodes(NamedTuple):
     """One episode of each of B robots.
 
