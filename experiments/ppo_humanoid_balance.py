@@ -28,6 +28,7 @@ class Config:
         default_factory=lambda: PPOConfig(
             num_envs=512,
             num_steps=8,
+            num_epochs=3,
             learning_rate=1e-3,
             kl_target=0.04,
             initial_std=0.4,

@@ -81,9 +81,7 @@ class Checkpointer:
         ocp = _orbax()
         policies = ocp.checkpoint_managers
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=policies.AnyPreservationPolicy(
-                [policies.LatestN(self._keep_last), _Best(self)]
-            ),
+            preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(self._keep_last), _Best(self)]),
             cleanup_tmp_directories=not self._read_only,
             read_only=self._read_only,
         )
@@ -207,8 +205,7 @@ class Checkpointer:
         try:
             arrays = self._manager.restore(step, args=args.Composite(state=args.PyTreeRestore()))["state"]
             restored = {
-                name: manifest.from_numpy(name, arrays.get(name), leaves[name], leaf)
-                for name, leaf in wanted.items()
+                name: manifest.from_numpy(name, arrays.get(name), leaves[name], leaf) for name, leaf in wanted.items()
             }
         except Exception as error:
             raise DamagedCheckpoint(f"{where} is damaged: {_first_line(error)}") from error

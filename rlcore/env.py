@@ -213,9 +213,7 @@ def make_env(
     model = engine.model
     substeps = round(control_dt / model.timestep) if 0 < control_dt < math.inf else 0
     if substeps < 1 or abs(substeps * model.timestep - control_dt) > 1e-9:
-        raise InputError(
-            f"control_dt must be a multiple of the model's timestep {model.timestep} s, got {control_dt}"
-        )
+        raise InputError(f"control_dt must be a multiple of the model's timestep {model.timestep} s, got {control_dt}")
     names = tuple(term.name for term in terms)
     if len(set(names)) != len(names):
         raise InputError(f"reward terms need different names, got {', '.join(names)}")
@@ -223,9 +221,7 @@ def make_env(
     low, high = action_bounds or (model.ctrl_lower, model.ctrl_upper)
     action_size = len(low)
     if len(high) != action_size or not all(a < b for a, b in zip(low, high, strict=True)):
-        raise InputError(
-            f"action_bounds must be a low and a higher number for each action, got {low}, {high}"
-        )
+        raise InputError(f"action_bounds must be a low and a higher number for each action, got {low}, {high}")
     # Actions that are one to one with the actuators carry their names.
     one_to_one = action_size == model.nu
     action_names = model.actuators if one_to_one else tuple(f"action_{i}" for i in range(action_size))
@@ -391,9 +387,7 @@ def scale_actions(env: Env, low: float = -1.0, high: float = 1.0) -> Env:
         if not (abs(a) < math.inf and abs(b) < math.inf)
     ]
     if unbounded:
-        raise InputError(
-            f"actions without bounds cannot be scaled: {', '.join(unbounded)} (give them a ctrlrange)"
-        )
+        raise InputError(f"actions without bounds cannot be scaled: {', '.join(unbounded)} (give them a ctrlrange)")
     size = env.spec.action_size
     spec = _wrapped(env, "scale_actions", action_low=(low,) * size, action_high=(high,) * size)
     inner_low = torch.tensor(env.spec.action_low, dtype=torch.float64)
@@ -459,9 +453,7 @@ def observation_noise(env: Env, scales: Mapping[str, float], group: str = "polic
     parts = env.spec.parts(group)
     for name, scale in scales.items():
         if name not in dict(parts):
-            raise InputError(
-                f"observation group {group!r} has no part {name!r}; it has: {', '.join(dict(parts))}"
-            )
+            raise InputError(f"observation group {group!r} has no part {name!r}; it has: {', '.join(dict(parts))}")
         if not 0 <= scale < math.inf:
             raise InputError(f"noise scale of {name!r} must be 0 or more, got {scale}")
     spec = _wrapped(env, f"observation_noise({group})")
@@ -527,9 +519,7 @@ def random_pushes(env: Env, interval: float, speed: float, joint: str = "root") 
       InputError: for an interval below one control step, a negative speed, or a joint that is not free.
     """
     if not interval >= env.spec.control_dt:
-        raise InputError(
-            f"push interval must be at least one control step of {env.spec.control_dt} s, got {interval}"
-        )
+        raise InputError(f"push interval must be at least one control step of {env.spec.control_dt} s, got {interval}")
     if not 0 <= speed < math.inf:
         raise InputError(f"push speed must be 0 m/s or more, got {speed}")
     free = env.spec.model.joint(joint)

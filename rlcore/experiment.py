@@ -76,6 +76,9 @@ class TrainingConfig:
     """The metric whose highest value marks the best checkpoint."""
     log_every: float = 10.0
     """Seconds between console lines where the output is not a terminal."""
+    torch_threads: int = 0
+    """Threads of torch for learning; 0 takes every CPU but one. A thread that waits for a busy CPU costs far more
+    than it adds. Results repeat bit for bit with the same number."""
     tensorboard: bool = True
     """Write TensorBoard event files; metrics.jsonl is written always."""
     video: bool = True
@@ -85,6 +88,8 @@ class TrainingConfig:
         for name in ("iterations", "checkpoint_every", "keep_last"):
             if (value := getattr(self, name)) < 1:
                 raise InputError(f"{name} must be at least 1, got {value} ({_flag(name)})")
+        if self.torch_threads < 0:
+            raise InputError(f"torch_threads must be 0 or more, got {self.torch_threads} ({_flag('torch_threads')})")
         if self.time_limit is not None and not self.time_limit > 0:
             raise InputError(f"time_limit must be more than 0, got {self.time_limit} ({_flag('time_limit')})")
         if not (math.isfinite(self.log_every) and self.log_every > 0):

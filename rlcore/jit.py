@@ -10,6 +10,7 @@ is what it computes outside of torch, as through `.numpy()`.
 
 import functools
 import operator
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple, ParamSpec, TypeVar
@@ -32,7 +33,8 @@ def jit(fn: Callable[P, R]) -> Callable[P, R]:
 
     Returns:
       A function with the same results, bit for bit. The recording holds what `fn` closed over. As from `fn`
-      itself, an output that is an argument or a view of one shares its memory; every other output is new.
+      itself, an output that is an argument or a view of one shares its memory; every other output is new, but
+      that of a `rlcore.masked.where` that needed no row, which is its `otherwise`.
 
     Raises (when called):
       TypeError: if a leaf that is not a tensor cannot be hashed, such as a numpy array.
@@ -54,7 +56,7 @@ def jit(fn: Callable[P, R]) -> Callable[P, R]:
             return fn(*args, **kwargs)
         with torch.no_grad():
             outputs = recording.graph(*tensors)
-            for place in recording.constants:
+            for place in recording.copied:
                 outputs[place] = outputs[place].clone()
         return tree_unflatten(outputs, recording.structure)
 
@@ -64,7 +66,7 @@ def jit(fn: Callable[P, R]) -> Callable[P, R]:
 class _Recording(NamedTuple):
     graph: Callable[..., list[Any]]
     structure: Any
-    constants: tuple[int, ...]  # the outputs in the memory of a constant: a caller may write into its copy
+    copied: tuple[int, ...]  # the outputs in the memory of a constant or of another output: a caller may write
     trains: bool  # whether a constant requires gradients, as a module's parameters do
 
 
@@ -112,9 +114,11 @@ def _record(fn: Callable[..., Any], leaves: list[Any], structure: Any) -> _Recor
         # Tracing tells tensors apart by identity: one tensor given for two arguments would be recorded as one
         # argument, and replayed so when they differ.
         graph = make_fx(flat, tracing_mode="real")(*(leaves[place].detach() for place in places))
+    apart = _memory_of_outputs(graph.graph)
     _drop_idle_views(graph.graph)
     _share_equal_operations(graph.graph)
     graph.graph.eliminate_dead_code()
+    copied = {*_places_from_constants(graph.graph), *_places_now_shared(graph.graph, apart)}
     _call_directly(graph.graph)
     graph.recompile()
     constants = [*graph.buffers(), *graph.parameters()]
@@ -122,27 +126,31 @@ def _record(fn: Callable[..., Any], leaves: list[Any], structure: Any) -> _Recor
     return _Recording(
         graph.forward,
         out_structure[0],
-        _places_from_constants(graph.graph),
+        tuple(sorted(copied)),
         any(constant.requires_grad for constant in constants),
     )
 
 
-_depth = 0
+# Whether this thread records: another one, which runs an environment meanwhile, does not.
+_thread = threading.local()
 
 
 @contextmanager
 def _recording() -> Iterator[None]:
-    global _depth
-    _depth += 1
+    before = getattr(_thread, "records", False)
+    _thread.records = True
     try:
         yield
     finally:
-        _depth -= 1
+        _thread.records = before
 
 
 def recording() -> bool:
     """Whether this call is being recorded by `jit`, and nothing differentiates it."""
-    if not _depth or torch.compiler.is_compiling():
+    if not getattr(_thread, "records", False) or torch.compiler.is_compiling():
+        return False
+    # What an operation's own kernel calls is run, not recorded.
+    if torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is None:
         return False
     stack = torch._C._functorch.get_interpreter_stack() or []
     return all(level.key() == torch._C._functorch.TransformType.Vmap for level in stack)
@@ -212,7 +220,10 @@ def _call_directly(graph: Any) -> None:
             node.target = REPLAYED[node.target]
         elif node.target in DIRECT and _on_cpu(node):
             node.target = DIRECT[node.target]
-        elif (packet := getattr(node.target, "overloadpacket", None)) in _BINDINGS:
+        elif (packet := getattr(node.target, "overloadpacket", None)) in _BINDINGS and not (
+            # A third argument by position is the factor of `add` and `sub`, which a binding takes by name.
+            packet in (torch.ops.aten.add, torch.ops.aten.sub) and len(node.args) > 2
+        ):
             node.target = _BINDINGS[packet]
 
 
@@ -253,19 +264,47 @@ def _hashable(x: Any) -> Any:
     if isinstance(x, dict):
         return tuple((k, _hashable(v)) for k, v in x.items())
     # 1, 1.0 and True are equal but compute different things.
-    return (type(x), repr(x)) if isinstance(x, (bool, int, float)) else x
+    return (type(x), repr(x)) if isinstance(x, (bool, int, float, complex)) else x
 
 
-def _places_from_constants(graph: Any) -> tuple[int, ...]:
+def _memory(graph: Any) -> dict[Any, Any]:
+    """For each node whose result is a view, the node that made the memory; for another, the node itself."""
+    origins: dict[Any, Any] = {}
+    for node in graph.nodes:
+        origins[node] = node
+        if node.op == "call_function" and _is_view(node.target) and node.all_input_nodes:
+            origins[node] = origins[node.all_input_nodes[0]]
+    return origins
+
+
+def _outputs(graph: Any) -> list[Any]:
+    return next(list(node.args[0]) for node in graph.nodes if node.op == "output")
+
+
+def _memory_of_outputs(graph: Any) -> list[Any]:
+    origins = _memory(graph)
+    return [origins.get(output) if isinstance(output, torch.fx.Node) else None for output in _outputs(graph)]
+
+
+def _places_now_shared(graph: Any, before: list[Any]) -> list[int]:
+    """The outputs that share memory with an earlier one now, and did not when the function ran."""
+    places = []
+    first: dict[Any, Any] = {}  # for each memory, whose it was before
+    for place, (old, new) in enumerate(zip(before, _memory_of_outputs(graph), strict=True)):
+        if new is not None and first.setdefault(new, old) is not old:
+            places.append(place)
+    return places
+
+
+def _places_from_constants(graph: Any) -> list[int]:
     """The outputs that are a constant of the graph, or a view of one."""
     memory: set[Any] = set()
     for node in graph.nodes:
-        if node.op == "output":
-            return tuple(i for i, output in enumerate(node.args[0]) if output in memory)
-        view = node.op == "call_function" and _is_view(node.target)
+        # What a replay calls in place of an operation may return its arguments.
+        view = node.op == "call_function" and (_is_view(node.target) or node.target in REPLAYED)
         if node.op == "get_attr" or (view and memory.intersection(node.all_input_nodes)):
             memory.add(node)
-    return ()
+    return [place for place, output in enumerate(_outputs(graph)) if output in memory]
 
 
 def _is_view(operation: Any) -> bool:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from rlcore import tree
 from rlcore.jit import REPLAYED, jit, recording
@@ -37,29 +38,80 @@ def where(mask: Tensor, fn: Callable[..., T], args: tuple[Any, ...], otherwise: 
 
     Args:
       mask: bool `[]`.
-      fn: a pure function of tensors for one robot.
+      fn: a pure function of tensors for one robot. Whatever it computes with that is mapped or recorded comes
+        in through `args`: it may close over constants only.
       args: trees of tensors.
       otherwise: a tree of the structure, shapes and dtypes of what `fn` returns.
+
+    Raises:
+      ValueError: if `fn` returns another tree than `otherwise`, or, in a recording, closes over a tensor of the
+        function that is recorded.
     """
     if not recording():
-        return tree.where(mask, fn(*args), otherwise)
+        result = fn(*args)
+        _check_equal(result, otherwise)
+        return tree.where(mask, result, otherwise)
     inputs, structure = tree_flatten(args)
     others, out_structure = tree_flatten(otherwise)
+    _try(fn, args, otherwise)
 
     def flat(*leaves: Tensor) -> list[Tensor]:
-        outputs, spec = tree_flatten(fn(*tree_unflatten(list(leaves), structure)))
-        if spec != out_structure:
-            raise ValueError("fn and otherwise must give trees of one structure")
-        return outputs
+        return tree_flatten(fn(*tree_unflatten(list(leaves), structure)))[0]
 
     _functions.append(_Function(flat, tuple(x.ndim for x in inputs), {}))
     chosen = torch.ops.rlcore.masked(len(_functions) - 1, mask, inputs, others)
     return tree_unflatten(list(chosen), out_structure)
 
 
-def _masked_rows(
-    handle: int, mask: Tensor, inputs: Sequence[Tensor], others: Sequence[Tensor]
-) -> list[Tensor]:
+def _try(fn: Callable[..., T], args: tuple[Any, ...], otherwise: T) -> None:
+    """Run `fn` once, unrecorded, so that what is wrong with it is told now and not at the first true mask."""
+    from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, get_proxy_mode, has_proxy_slot
+
+    mode = get_proxy_mode()
+    given = [_bare(x) for x in tree_flatten(args)[0]]
+    known = {id(x) for x in given}
+
+    def check(used: Any) -> None:
+        for x in tree_flatten(used)[0]:
+            if isinstance(x, Tensor) and id(_bare(x)) not in known and has_proxy_slot(_bare(x), mode.tracer):
+                raise ValueError(
+                    f"fn uses a tensor of shape {list(x.shape)} that the recorded function was given or computed: "
+                    "pass it in args"
+                )
+
+    class Watch(TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            check((args, kwargs))
+            return function(*args, **(kwargs or {}))
+
+    with disable_proxy_modes_tracing():
+        with Watch():
+            result = fn(*args)
+        check(result)
+        _check_equal(result, otherwise)
+
+
+def _bare(x: Tensor) -> Tensor:
+    """The tensor inside the wrappers of `torch.func.vmap`."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(x):
+        x = torch._C._functorch.get_unwrapped(x)
+    return x
+
+
+def _check_equal(result: Any, otherwise: Any) -> None:
+    """Raise ValueError unless two trees agree in structure, shapes and dtypes."""
+    (ours, structure), (others, wanted) = tree_flatten(result), tree_flatten(otherwise)
+    if structure != wanted:
+        raise ValueError(f"fn must return a tree like otherwise, got {structure} for {wanted}")
+    for place, (a, b) in enumerate(zip(ours, others, strict=True)):
+        if (a.shape, a.dtype) != (b.shape, b.dtype):
+            raise ValueError(
+                f"fn must return a tree like otherwise, but leaf {place} is {a.dtype} {list(a.shape)} for "
+                f"{b.dtype} {list(b.shape)}"
+            )
+
+
+def _masked_rows(handle: int, mask: Tensor, inputs: Sequence[Tensor], others: Sequence[Tensor]) -> list[Tensor]:
     """The operation, for any leading axes. Where no row is asked for, it returns `others` themselves."""
     lead = mask.shape
     rows = mask.reshape(-1).nonzero().squeeze(-1)
@@ -72,11 +124,14 @@ def _masked_rows(
     shared = tuple(x.ndim == rank for x, rank in zip(inputs, function.ranks, strict=True))
     if shared not in function.batched:
         in_dims = tuple(None if s else 0 for s in shared)
-        function.batched[shared] = jit(torch.func.vmap(function.flat, in_dims=in_dims))
+        batched = function.flat if all(shared) else torch.func.vmap(function.flat, in_dims=in_dims)
+        function.batched[shared] = jit(batched)
     gathered = [
         x if s else x.reshape(count, *x.shape[len(lead) :])[padded] for x, s in zip(inputs, shared, strict=True)
     ]
     outputs = function.batched[shared](*gathered)
+    if all(shared):  # one result for all
+        outputs = [output.expand(size, *output.shape) for output in outputs]
     return [
         other.reshape(count, *output.shape[1:]).index_copy(0, rows, output[: len(rows)]).reshape(other.shape)
         for other, output in zip(others, outputs, strict=True)

@@ -99,9 +99,7 @@ class Console:
       stream: standard output by default.
     """
 
-    def __init__(
-        self, title: str, iterations: int, log_every: float = 10.0, stream: io.TextIOBase | None = None
-    ):
+    def __init__(self, title: str, iterations: int, log_every: float = 10.0, stream: io.TextIOBase | None = None):
         self._title = title
         self._iterations = iterations
         self._log_every = log_every

@@ -60,9 +60,7 @@ def orthogonal(key: random.Key, rows: int, columns: int, gain: float = 1.0) -> F
     return (q if rows >= columns else q.mT).to(torch.float32).contiguous()
 
 
-def mlp(
-    sizes: Sequence[int], activation: str = "elu", final_scale: float = 1.0, layer_norm: bool = False
-) -> Network:
+def mlp(sizes: Sequence[int], activation: str = "elu", final_scale: float = 1.0, layer_norm: bool = False) -> Network:
     """A multilayer perceptron: `x -> W x + b`, with an activation between layers and none after the last.
 
     Weights are orthogonal, with a gain of sqrt(2) in hidden layers and `final_scale` in the last; biases are

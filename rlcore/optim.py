@@ -86,9 +86,7 @@ def adam_update(
             raise ValueError(f"{name} must have the structure of params, {structure}, got {other_structure}")
         for p, x in zip(leaves, other, strict=True):
             if x.shape != p.shape:
-                raise ValueError(
-                    f"{name} must have the shapes of params, got {tuple(x.shape)} for {tuple(p.shape)}"
-                )
+                raise ValueError(f"{name} must have the shapes of params, got {tuple(x.shape)} for {tuple(p.shape)}")
         others.append(other)
 
     # The bias corrections are taken out of the loop over the leaves, and in float64: for b2 = 0.999 the first
@@ -133,9 +131,7 @@ def global_norm(tree: Any) -> Float[Tensor, ""]:
     return torch.linalg.vector_norm(torch.stack(norms)).to(leaves[0].dtype)
 
 
-def clip_by_global_norm(
-    grads: Params, max_norm: float | Float[Tensor, ""]
-) -> tuple[Params, Float[Tensor, ""]]:
+def clip_by_global_norm(grads: Params, max_norm: float | Float[Tensor, ""]) -> tuple[Params, Float[Tensor, ""]]:
     """Scale gradients down to a global norm of at most `max_norm`, and give the norm they had.
 
     Gradients within the limit, zeros included, come back bit for bit. Where the norm is not finite (a NaN or

@@ -315,9 +315,7 @@ def _(info: Any, in_dims: Any, key: Tensor, counter: Tensor) -> tuple[Tensor, in
         key = key.reshape(key.shape[0], *(1 for _ in range(axes + 2 - key.ndim)), *key.shape[1:])
     if counter_dim is not None:
         counter = counter.movedim(counter_dim, 0)
-        counter = counter.reshape(
-            counter.shape[0], *(1 for _ in range(axes + 1 - counter.ndim)), *counter.shape[1:]
-        )
+        counter = counter.reshape(counter.shape[0], *(1 for _ in range(axes + 1 - counter.ndim)), *counter.shape[1:])
     return _threefry2x32(key, counter), 0
 
 
@@ -428,9 +426,7 @@ def fold_in(key: Key, data: int | Tensor) -> Key:
     _check(key)
     if isinstance(data, Tensor):
         if data.ndim != 0 or data.dtype.is_floating_point or data.dtype in (torch.bool, torch.complex64):
-            raise InputError(
-                f"data must be an integer tensor of shape [], got {data.dtype} {list(data.shape)}"
-            )
+            raise InputError(f"data must be an integer tensor of shape [], got {data.dtype} {list(data.shape)}")
         return _threefry2x32(key, data.to(torch.int64) & _MASK)
     if not 0 <= data <= _MASK:
         raise InputError(f"data must be at least 0 and below 2**32, got {data}")
@@ -508,9 +504,7 @@ def uniform(
     return torch.maximum((unit * (high - low) + low).to(dtype), low)
 
 
-def normal(
-    key: Key, shape: Sequence[int] = (), dtype: torch.dtype = torch.float32
-) -> Float[Tensor, "*shape"]:
+def normal(key: Key, shape: Sequence[int] = (), dtype: torch.dtype = torch.float32) -> Float[Tensor, "*shape"]:
     """Standard normal numbers of `shape`: `sqrt(2) erfinv(u)` with u uniform on (-1, 1).
 
     Equal to `jax.random.normal` up to the rounding inside erfinv, and bit for bit the same for any number of
@@ -526,9 +520,7 @@ def normal(
     return _draw(key, tuple(shape), "normal", dtype, 0, low, 1.0)
 
 
-def gumbel(
-    key: Key, shape: Sequence[int] = (), dtype: torch.dtype = torch.float32
-) -> Float[Tensor, "*shape"]:
+def gumbel(key: Key, shape: Sequence[int] = (), dtype: torch.dtype = torch.float32) -> Float[Tensor, "*shape"]:
     """Standard Gumbel numbers of `shape`: `-log(-log(u))` with u uniform on (0, 1).
 
     Raises:
@@ -568,9 +560,7 @@ def categorical(key: Key, logits: Float[Tensor, "..."], axis: int = -1) -> Int64
     return torch.argmax(gumbel(key, logits.shape, logits.dtype) + logits, dim=axis)
 
 
-def randint(
-    key: Key, shape: Sequence[int], minval: int | Tensor, maxval: int | Tensor
-) -> Int64[Tensor, "*shape"]:
+def randint(key: Key, shape: Sequence[int], minval: int | Tensor, maxval: int | Tensor) -> Int64[Tensor, "*shape"]:
     """Integers in [minval, maxval), as `jax.random.randint` draws them for int32.
 
     Two words a number, high and low, are reduced modulo `maxval - minval`, which leaves a bias of at most one

@@ -188,8 +188,7 @@ def _check(**arrays: Tensor) -> None:
     for name, array in arrays.items():
         if array.shape != reference.shape:
             raise ValueError(
-                f"{name} must have the shape of {reference_name}, {tuple(reference.shape)}, "
-                f"got {tuple(array.shape)}"
+                f"{name} must have the shape of {reference_name}, {tuple(reference.shape)}, got {tuple(array.shape)}"
             )
         if not array.is_floating_point() or array.dtype != reference.dtype:
             raise ValueError(

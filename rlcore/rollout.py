@@ -38,9 +38,7 @@ class Trajectory:
     transition: Transition
 
 
-def unroll(
-    env: Env, act: Act
-) -> Callable[[Any, Params, EnvState, Obs, Tensor], tuple[EnvState, Obs, Trajectory]]:
+def unroll(env: Env, act: Act) -> Callable[[Any, Params, EnvState, Obs, Tensor], tuple[EnvState, Obs, Trajectory]]:
     """A function that lets a policy act for as many control steps as it is given keys.
 
     Args:
@@ -60,9 +58,7 @@ def unroll(
         kept = tree.replace(transition, obs={})
         return state, transition.obs, Trajectory(obs, action, extras, kept)
 
-    def run(
-        actor: Any, params: Params, state: EnvState, obs: Obs, keys: Tensor
-    ) -> tuple[EnvState, Obs, Trajectory]:
+    def run(actor: Any, params: Params, state: EnvState, obs: Obs, keys: Tensor) -> tuple[EnvState, Obs, Trajectory]:
         steps = []
         with one_thread(state.steps.shape[-1]):
             for key in keys.unbind(0):

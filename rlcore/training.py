@@ -6,6 +6,7 @@ and what the clock decides is named `time/...`.
 """
 
 import math
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -80,6 +81,7 @@ def train(
       InputError: if the run cannot begin; nothing was written then.
       TrainingFailed: if a loss or parameter is not finite, or the disk refuses. Checkpoints are kept.
     """
+    torch.set_num_threads(config.torch_threads or max(1, (os.cpu_count() or 1) - 1))
     resuming = config.resume is not None
     run_dir = config.resume or config.run_dir or run_directory.default_run_dir(record)
     console = console or Console(record.experiment, config.iterations, config.log_every)

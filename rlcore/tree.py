@@ -79,9 +79,7 @@ def map_leaves(fn: Callable[..., Any], tree: T, *others: Any) -> T:
         column = structure.flatten_up_to(other)
         # A leaf of the first tree may stand where another has a whole branch.
         if not all(torch_pytree.tree_is_leaf(leaf) for leaf in column):
-            raise ValueError(
-                f"trees of one structure are needed, got {structure} and {tree_flatten(other)[1]}"
-            )
+            raise ValueError(f"trees of one structure are needed, got {structure} and {tree_flatten(other)[1]}")
         columns.append(column)
     return tree_unflatten([fn(*row) for row in zip(*columns, strict=True)], structure)
 
