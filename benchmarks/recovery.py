@@ -36,7 +36,7 @@ class Config:
     """How many runs to kill, each as often as it happens."""
     seed: int = 0
     """Seed of the moments and of the trainings."""
-    iterations: int = 40
+    iterations: int = 80
     """Iterations of a training."""
     checkpoint_every: int = 4
     """Iterations between its checkpoints."""
@@ -76,10 +76,8 @@ class Trial:
 
     kills: list[float] = field(default_factory=list)
     """Seconds after each start at which it was killed."""
-    resumed_from: list[int] = field(default_factory=list)
-    """The newest checkpoint at each resume."""
-    restarts: int = 0
-    """Starts from nothing, because it was killed before there was a first checkpoint."""
+    checkpoints: list[int | None] = field(default_factory=list)
+    """The newest complete checkpoint after each kill: None before the first one, else where it went on."""
     differences: list[str] = field(default_factory=list)
     """What is not as in the run that was never killed."""
 
@@ -118,17 +116,21 @@ def start(arguments: Sequence[str], kill_after: float | None) -> bool:
 def kill_and_resume(config: Config, run_dir: Path, duration: float, moments: chance.Random) -> Trial:
     """Bring a run to its end through kills."""
     trial = Trial()
-    while (newest := newest_checkpoint(run_dir)) != config.iterations:
+    newest: int | None = None
+    while newest != config.iterations:
         if newest is not None:
-            trial.resumed_from.append(newest)
             arguments = ["--training.resume", str(run_dir)]
         else:
-            trial.restarts += run_dir.exists()
             shutil.rmtree(run_dir, ignore_errors=True)
             arguments = [*config.arguments, "--training.run-dir", str(run_dir)]
         after = moments.uniform(0.0, duration) if len(trial.kills) < config.most_kills else None
-        if not start(arguments, after) and after is not None:
+        ended = start(arguments, after)
+        newest = newest_checkpoint(run_dir)
+        if not ended and after is not None:
             trial.kills.append(after)
+            trial.checkpoints.append(newest)
+        elif newest != config.iterations:
+            raise RuntimeError(f"it ended without a checkpoint of iteration {config.iterations}")
     return trial
 
 
@@ -177,13 +179,10 @@ def _text(record: dict[str, Any], key: str) -> str | None:
 
 
 def line(number: int, trial: Trial) -> str:
-    """A trial in words."""
-    killed = ", ".join(f"{x:.2f}" for x in trial.kills)
-    parts = [f"killed at {killed} s" if trial.kills else "done before it was killed"]
-    if trial.resumed_from:
-        parts.append("resumed from iteration " + ", ".join(map(str, trial.resumed_from)))
-    if trial.restarts:
-        parts.append(f"started anew {trial.restarts} times, before the first checkpoint")
+    """A trial in words; after each kill the newest checkpoint then, - for none."""
+    moments = zip(trial.kills, trial.checkpoints, strict=True)
+    killed = ", ".join(f"{seconds:.2f} s ({'-' if newest is None else newest})" for seconds, newest in moments)
+    parts = [f"killed at {killed}" if killed else "done before it was killed"]
     if trial.differences:
         shown = ", ".join(trial.differences[:3])
         parts.append(f"DIFFERENT in {len(trial.differences)} places: {shown}")
@@ -207,6 +206,7 @@ def main(config: Config) -> None:
         duration = time.perf_counter() - begin
         expected = outcome(reference, config.iterations)
         print(f"never killed: {duration:.1f} s, {config.iterations} iterations", flush=True)
+        print("kills: seconds after the start, and the newest checkpoint then", flush=True)
         moments = chance.Random(config.seed)
         trials = []
         for number in range(1, config.trials + 1):
@@ -236,9 +236,14 @@ def main(config: Config) -> None:
         "trials": [vars(trial) for trial in trials],
     }
     write_json(output / "recovery.json", figures)
-    kills = sum(len(trial.kills) for trial in trials)
+    stages = [newest for trial in trials for newest in trial.checkpoints]
+    early, late = stages.count(None), stages.count(config.iterations)
     print(machine_line(described["machine"]))
-    print(f"{kills} kills; {figures['leaves']} leaves and {figures['metrics']} metrics compared in each trial")
+    print(
+        f"{len(stages)} kills: {early} before the first checkpoint, {stages.count(0)} before the second, "
+        f"{len(stages) - early - stages.count(0) - late} later, {late} after the last"
+    )
+    print(f"{figures['leaves']} leaves and {figures['metrics']} metrics compared in each trial")
     print(f"written to {output / 'recovery.json'}")
     if not identical:
         print(f"the runs that differ, and the one never killed, are kept in {work}")

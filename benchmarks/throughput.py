@@ -72,7 +72,7 @@ class Config:
     seed: int = 0
     """Seed of states, actions and untrained networks."""
     quick: bool = False
-    """Less of everything, in under a minute: 1, 64, 512 and 2048 environments, 5 blocks of 0.3 s."""
+    """Less of everything, in under a minute: 1, 64, 512 and 2048 environments, 5 blocks of 0.25 s."""
     gate: bool = False
     """Leave with exit code 1 if, at 512 environments or more, env does less than 0.90 or ppo less than 0.50 of
     the engine's steps per second."""
@@ -109,7 +109,7 @@ class Config:
     @property
     def seconds(self) -> float:
         """Wanted length of a block."""
-        return self.block_seconds if self.block_seconds is not None else 0.3 if self.quick else 1.0
+        return self.block_seconds if self.block_seconds is not None else 0.25 if self.quick else 1.0
 
 
 # --- figures ------------------------------------------------------------------------------------------------
@@ -480,11 +480,12 @@ class Bench:
         for due in falling_due(state, subject.limit):
             self.env_block(due, obs, _RECORDED_STEPS)
             self.policy_block(due, obs, _RECORDED_STEPS)
-            self.ppo_block(algorithm, due, obs, 1)
+            update = self.ppo_block(algorithm, due, obs, 1)[0]
         took = self.policy_block(state, obs, 3)[0] / 3
         env_steps = max(1, round(seconds / took))
-        # Learning takes about half as long as acting, which is near enough for the length of a block.
-        updates = max(1, round(seconds / took / 1.5 / num_steps))
+        if update < 2 * seconds:  # else one update fills a block even if recording took half of this one
+            update = self.ppo_block(algorithm, state, obs, 1)[0]
+        updates = max(1, round(seconds / update))
         blocks: dict[str, list[Block]] = {level: [] for level in LEVELS}
         for number in range(num_blocks):
             tell(f"{num_envs} environments: block {number + 1} of {num_blocks}")

@@ -50,14 +50,17 @@ def wilson(successes: int, trials: int, z: float = 1.96) -> tuple[float, float]:
 
 
 def mean_interval(values: Any, z: float = 1.96) -> tuple[float, float, float]:
-    """The mean of `values` `[N]` and its 95 % confidence interval, by the normal approximation."""
+    """The mean of `values` `[N]` and its 95 % confidence interval, by the normal approximation.
+
+    One value says nothing of its spread: its interval is infinite.
+    """
     mean = float(values.double().mean())
     half = z * float(values.double().std()) / math.sqrt(len(values)) if len(values) > 1 else math.inf
     return mean, mean - half, mean + half
 
 
 def measure(config: Config, progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:
-    """Evaluate a run's policy; the figures as JSON values.
+    """Evaluate a run's policy; the figures by name.
 
     Raises:
       InputError: if the run or its checkpoint cannot be used, or its episodes cannot be given another length.
@@ -100,6 +103,13 @@ def measure(config: Config, progress: Callable[[int, int], None] | None = None) 
     return figures
 
 
+def _finite(value: Any) -> Any:
+    """`value` for JSON, which has no infinity and no NaN: null stands for them."""
+    if isinstance(value, dict):
+        return {name: _finite(x) for name, x in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def table(figures: dict[str, Any]) -> str:
     """The figures as lines for a person."""
     survived = figures["survived"]
@@ -120,12 +130,13 @@ def table(figures: dict[str, Any]) -> str:
 def main(config: Config) -> None:
     """Evaluate, print the table, write the JSON."""
     from experiments.cli import progress_line, writable
+    from rlcore.metrics import write_atomically
 
     output = writable(config.output or config.run_dir / "evaluation.json", config.run_dir)
     with progress_line() as tell:
         figures = measure(config, lambda step, going: tell(f"step {step}: {going} of {config.episodes} episodes go on"))
     print(table(figures))
-    output.write_text(json.dumps(figures, indent=2) + "\n")
+    write_atomically(output, json.dumps(_finite(figures), indent=2, allow_nan=False) + "\n")
     print(f"\nwritten to {output}")
 
 

@@ -51,21 +51,25 @@ def main(config: Config) -> None:
     overrides = {} if config.seconds is None else {"episode_seconds": config.seconds}
     output = writable(config.output or config.run_dir / "play.mp4", config.run_dir)
     run = load_run(config.run_dir, overrides)
-    policy = restore_policy(run, config.checkpoint, fresh=("env_state", "obs"))
-    env = run.experiment.evaluation_env
-    if config.window:
-        show(env, policy.act, random.key(config.seed))
-        return
-    with progress_line() as tell:
-        episodes = film(
-            env,
-            policy.act,
-            output,
-            key=random.key(config.seed),
-            num_robots=config.robots,
-            camera=config.camera,
-            progress=lambda what, done, total: tell(f"{what}: {done} of {total} pictures"),
-        )
+    try:
+        policy = restore_policy(run, config.checkpoint, fresh=("env_state", "obs"))
+        env = run.experiment.evaluation_env
+        if config.window:
+            show(env, policy.act, random.key(config.seed))
+            return
+        with progress_line() as tell:
+            episodes = film(
+                env,
+                policy.act,
+                output,
+                key=random.key(config.seed),
+                num_robots=config.robots,
+                camera=config.camera,
+                progress=lambda what, done, total: tell(f"{what}: {done} of {total} pictures"),
+            )
+    finally:
+        if run.experiment.close is not None:
+            run.experiment.close()
     stood = int((~episodes.terminated).sum())
     print(f"{output}: {stood} of {config.robots} robots lasted the whole episode")
 

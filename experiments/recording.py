@@ -43,10 +43,16 @@ def film(
 
     Returns:
       The episodes that are shown.
+
+    Raises:
+      InputError: if the model has no such camera, or nothing can be rendered here.
     """
     from rlcore.video import render_frames, tile, write_video
 
     tell = progress or (lambda *_: None)
+    model = env.engine.mjmodel  # type: ignore[attr-defined]
+    # One picture first, so that a camera or a renderer that is not there is told before the episodes are run.
+    render_frames(model, model.qpos0[None], camera=camera, width=size[0], height=size[1])
     episodes = evaluate(env, policy, key, num_robots, watched=num_robots)
     dt = env.spec.control_dt
     every = max(1, round(1.0 / (FILM_FPS * dt)))
@@ -60,15 +66,13 @@ def film(
         ]
         films.append(
             render_frames(
-                env.engine.mjmodel,  # type: ignore[attr-defined]
+                model,
                 episodes.qpos[shown, robot].numpy(),
                 camera=camera,
                 width=size[0],
                 height=size[1],
                 overlay=text,
-                progress=lambda done, total, robot=robot: tell(
-                    "filming", robot * total + done, num_robots * total
-                ),
+                progress=lambda done, total, robot=robot: tell("filming", robot * total + done, num_robots * total),
             )
         )
     columns = max(1, round(num_robots**0.5 + 0.25))

@@ -28,38 +28,66 @@ class Config:
             raise InputError(f"output must end in .png, got {self.output} (--output)")
 
 
+_STATE = ("time", "qpos", "qvel", "act", "warmstart", "sensordata")
+
+
 def read_fault(path: Path) -> dict[str, Any]:
     """The arrays of a fault file. Raises InputError if it is missing, damaged or no fault."""
+    from rlcore.physics.engine import FAULT_NAMES
+
     if not path.is_file():
         raise InputError(f"fault file {path} does not exist")
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # Opened here, so that nothing but an archive is read and it is closed whatever happens.
+        with path.open("rb") as stream, np.lib.npyio.NpzFile(stream, allow_pickle=False) as file:
             arrays = dict(file)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, NotImplementedError, zipfile.BadZipFile) as error:
         raise InputError(f"fault file {path} cannot be read: {error}") from error
-    missing = {"time", "qpos", "qvel", "act", "warmstart", "sensordata", "ctrl", "substeps", "code"} - arrays.keys()
+    missing = [name for name in (*_STATE, "ctrl", "substeps", "code") if name not in arrays]
     if missing:
-        raise InputError(f"{path} is no fault file: it lacks {', '.join(sorted(missing))}")
+        raise InputError(f"{path} is no fault file: it lacks {', '.join(missing)}")
+    if any(arrays[name].dtype != np.float64 for name in (*_STATE, "ctrl")):
+        raise InputError(f"{path} is no fault file: its state or control is not of float64 numbers")
+    if any(arrays[name].shape != () or arrays[name].dtype.kind not in "iu" for name in ("substeps", "code")):
+        raise InputError(f"{path} is no fault file: its substeps or code is no integer")
+    if not 0 <= int(arrays["code"]) < len(FAULT_NAMES):
+        raise InputError(f"{path} is no fault file of this version: it has the code {int(arrays['code'])}")
     return arrays
+
+
+def _check_sizes(arrays: dict[str, Any], model: Any, what: str) -> None:
+    """Raise InputError unless the arrays are of one robot of this model."""
+    sizes = {"time": (), "qpos": (model.nq,), "qvel": (model.nv,), "act": (model.na,), "warmstart": (model.nv,)}
+    sizes |= {"sensordata": (model.nsensor,), "ctrl": (model.nu,), "wrench": (len(model.bodies), 6), "key": (2,)}
+    for name, size in sizes.items():
+        if name in arrays and arrays[name].shape != size:
+            raise InputError(f"{what}: {name} has shape {arrays[name].shape} there and {size} in the model")
 
 
 def main(config: Config) -> None:
     """Replay a fault on the engine of its run and report."""
-    import torch
-
     from experiments.cli import load_run, writable
-    from rlcore.physics.engine import FAULT_NAMES, PhysicsState, drain_faults
 
     arrays = read_fault(config.fault)
     run_dir = config.fault.resolve().parent.parent
     output = None if config.output is None else writable(config.output, run_dir)
     run = load_run(run_dir)
-    engine = run.experiment.evaluation_env.engine
+    try:
+        _replay(config, arrays, output, run.experiment.evaluation_env.engine, run_dir)
+    finally:
+        if run.experiment.close is not None:
+            run.experiment.close()
+
+
+def _replay(config: Config, arrays: dict[str, Any], output: Path | None, engine: Any, run_dir: Path) -> None:
+    import torch
+
+    from rlcore.physics.engine import FAULT_NAMES, PhysicsState, drain_faults
+
     tensors = {name: torch.from_numpy(value) for name, value in arrays.items() if value.dtype.kind in "fi"}
-    if tensors["qpos"].shape != (engine.model.nq,) or tensors["ctrl"].shape != (engine.model.nu,):
-        raise InputError(f"{config.fault} is not of the model of {run.run_dir}")
+    _check_sizes(arrays, engine.model, f"{config.fault} is not of the model of {run_dir}")
     state = PhysicsState(
-        **{name: tensors[name] for name in ("time", "qpos", "qvel", "act", "warmstart", "sensordata")},
+        **{name: tensors[name] for name in _STATE},
         fault=torch.zeros((), dtype=torch.int64),
     )
     params = {name.removeprefix("params."): value for name, value in tensors.items() if name.startswith("params.")}

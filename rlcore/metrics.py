@@ -232,9 +232,10 @@ def plot_learning_curves(run_dir: Path) -> Path | None:
             values = [math.nan if (v := record.get(name)) is None else v for record in records]
             side.plot(steps, values, color=f"C{number}", alpha=0.25, linewidth=0.8)
             side.plot(steps, _smooth(values), color=f"C{number}", linewidth=1.8)
+            side.set_ylim(*((-0.03, 1.03) if name == "episode/fall_rate" else _limits(values)))
             if len(chosen) > 1:
                 side.set_ylabel(name, color=f"C{number}", fontsize=8)
-    figure.suptitle(str(run_dir), fontsize=9, color="0.4")
+    figure.suptitle(run_dir.name, fontsize=9, color="0.4")
     path = run_dir / CURVES_FILE
     temporary = path.with_suffix(".tmp")
     figure.savefig(temporary, format="png")
@@ -257,6 +258,16 @@ def _panels(names: Sequence[str]) -> list[tuple[str, list[str]]]:
         ("entropy and KL", spread),
         ("environment steps per second", [n for n in names if n == "time/env_steps_per_second"]),
     ]
+
+
+def _limits(values: Sequence[float]) -> tuple[float | None, float | None]:
+    """Where a curve lies but for its most extreme hundredth: the first updates may be off by orders of magnitude."""
+    finite = sorted(value for value in values if math.isfinite(value))
+    cut = len(finite) // 100
+    if not finite or finite[cut] == finite[-1 - cut]:
+        return None, None
+    low, high = finite[cut], finite[-1 - cut]
+    return low - 0.06 * (high - low), high + 0.06 * (high - low)
 
 
 def _smooth(values: Sequence[float]) -> list[float]:

@@ -437,7 +437,7 @@ def is_null(key: Key) -> Bool[Tensor, ""]:
     """Whether `key` is a null key, which stands for "no draw is needed".
 
     A null key is `[-1, -1]`. It costs nothing to draw with: numbers drawn are all zero, and the keys made
-    from it by `split` and by `fold_in` with a Python integer are null too.
+    from it by `split` and `fold_in` are null too.
     """
     return key[0] < 0
 

@@ -48,9 +48,9 @@ def test_a_checkpoint_that_is_being_written_is_none(tmp_path):
 
 
 def test_a_trial_is_one_line():
-    told = line(3, Trial(kills=[1.234, 5.0], resumed_from=[8], restarts=1))
-    assert told.startswith("trial 3: killed at 1.23, 5.00 s; resumed from iteration 8; started anew 1 times")
-    assert told.endswith("; identical")
+    told = line(3, Trial(kills=[1.234, 5.0, 6.0], checkpoints=[None, 0, 8]))
+    assert told == "trial 3: killed at 1.23 s (-), 5.00 s (0), 6.00 s (8); identical"
+    assert line(4, Trial()) == "trial 4: done before it was killed; identical"
     assert "DIFFERENT in 1 places: a" in line(1, Trial(differences=["a"]))
 
 

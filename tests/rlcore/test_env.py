@@ -1,6 +1,7 @@
 """Environments: the same bits for any number of robots beside, and each wrapper does what it says."""
 
 import functools
+import itertools
 import math
 
 import mujoco
@@ -511,17 +512,35 @@ def test_pushes_come_at_their_rate_and_size():
     assert float(velocity[..., 2:].abs().max()) < 1e-9
     size = kick.norm(dim=-1)
     pushed = size > 1e-9
-    # 5120 chances of 0.02 / 0.1: 1024 pushes, with a deviation of 28.6.
+    # The last of 20 steps begins at 0.38 s: at 10 pushes a second 3.8 for each of 256 robots, 973 in all, with a
+    # deviation of 31. The few that meet in one step wait for the next.
     count = int(pushed.sum())
-    assert abs(count - 1024) < 5 * 28.6
+    assert abs(count - 973) < 5 * 31
+    # Exponential waiting times: mean and deviation 0.1 s.
+    waiting = first.memory["next_push"]
+    assert float(waiting.min()) >= 0
+    assert float(waiting.mean()) == pytest.approx(0.1, abs=5 * 0.1 / 16)
+    assert float(waiting.std()) == pytest.approx(0.1, abs=0.03)
     assert float(size.max()) <= speed + 1e-9
     # Sizes are uniform: mean 0.4, deviation 0.231. Directions are even: cos and sin of deviation 0.707.
     assert float(size[pushed].mean()) == pytest.approx(0.4, abs=5 * 0.231 / math.sqrt(count))
     assert float(size[pushed].std()) == pytest.approx(0.231, abs=0.02)
     direction = kick[pushed] / size[pushed, None]
     assert float(direction.mean(0).abs().max()) < 5 * 0.707 / math.sqrt(count)
-    # Each robot's count is binomial (20 chances): mean 4, variance 3.2, so robots are pushed independently.
-    assert float(pushed.sum(0).double().var()) == pytest.approx(3.2, abs=1.2)
+    # Each robot's count is a Poisson number: its variance is its mean, so robots are pushed independently.
+    assert float(pushed.sum(0).double().var()) == pytest.approx(3.8, abs=1.4)
+
+
+def test_the_time_of_a_push_is_kept_in_the_state_and_drawn_anew_after_it():
+    env = random_pushes(bug(start=at_rest), interval=0.1, speed=0.8)
+    (first, _), (states, _) = rollout(batch(env), 64, torch.zeros(20, 64, 1))
+    at = torch.cat([first.memory["next_push"][None], states.memory["next_push"]])
+    began = torch.cat([first.physics.time[None], states.physics.time])[:-1]
+    due = began >= at[:-1]
+    assert torch.equal(at[1:] != at[:-1], due)
+    assert (at[1:] >= at[:-1]).all()
+    gaps = (at[1:] - at[:-1])[due]
+    assert float(gaps.mean()) == pytest.approx(0.1, abs=5 * 0.1 / math.sqrt(len(gaps)))
 
 
 def test_pushes_of_no_speed_are_no_wrapper():
@@ -616,6 +635,8 @@ def test_terms_need_names_of_their_own():
 
 
 def test_draws_of_wrappers_never_meet():
-    # A reset splits the state's key (0 and 1); a group of observations adds its place to the last salt.
-    salts = [env_module._ADVANCE, 1, env_module._PUSH, env_module._DELAY, env_module._NOISE]
-    assert len(set(salts)) == len(salts) and max(salts) == env_module._NOISE
+    # A consumer folds its salt and the step into the episode's key, which a reset split in two (0 and 1). Groups of
+    # observations add their places to the last salt, so nothing may come above it.
+    salts = [env_module._DELAY, env_module._FIRST_PUSH, env_module._PUSH, env_module._NOISE]
+    assert salts == sorted(salts)
+    assert min(b - a for a, b in itertools.pairwise([0, *salts, 2**32])) >= 2**24
