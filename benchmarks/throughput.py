@@ -509,11 +509,13 @@ def main(config: Config) -> None:
     """Measure, print the table, write the files."""
     from experiments.cli import progress_line
     from rlcore import tree
+    from rlcore.training import use_threads
 
-    output = made(config.output_dir)
+    use_threads(0)  # as training does
     with progress_line() as tell:
         tell("preparing")
         bench = Bench(subject(config), config.seed)
+        output = made(config.output_dir)
         widest = config.counts[-1]
         pool, seen = bench.states(widest, min(widest, 64 if config.quick else 256))
         rows = []

@@ -61,18 +61,21 @@ def film(
     for robot in range(num_robots):
         length = int(episodes.lengths[robot])
         ended = "fell" if bool(episodes.terminated[robot]) else "done"
-        text = [
-            f"{min(int(t), length) * dt:5.2f} s" + (f"  {ended}" if int(t) >= length else "") for t in shown.tolist()
-        ]
+        text = [f"{min(t, length) * dt:5.2f} s" + (f"  {ended}" if t >= length else "") for t in shown.tolist()]
+
+        def filmed_so_far(done: int, total: int, robot: int = robot) -> None:
+            tell("filming", robot * total + done, num_robots * total)
+
+        qpos = episodes.qpos[shown, robot].numpy()
         films.append(
             render_frames(
                 model,
-                episodes.qpos[shown, robot].numpy(),
+                qpos,
                 camera=camera,
                 width=size[0],
                 height=size[1],
                 overlay=text,
-                progress=lambda done, total, robot=robot: tell("filming", robot * total + done, num_robots * total),
+                progress=filmed_so_far,
             )
         )
     columns = max(1, round(num_robots**0.5 + 0.25))

@@ -68,6 +68,7 @@ def _try(fn: Callable[..., T], args: tuple[Any, ...], otherwise: T) -> None:
     from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, get_proxy_mode, has_proxy_slot
 
     mode = get_proxy_mode()
+    assert mode is not None  # `recording` has told so
     given = [_bare(x) for x in tree_flatten(args)[0]]
     known = {id(x) for x in given}
 

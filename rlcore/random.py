@@ -75,7 +75,7 @@ _ERFINV_DOUBLE: tuple[tuple[float, float, tuple[float, ...]], ...] = (
 
 @numba.njit(inline="always")
 @no_type_check
-def _rounds(x0, x1, first, r0, r1, r2, r3, k0, k1):  # type: ignore[no-untyped-def]
+def _rounds(x0, x1, first, r0, r1, r2, r3, k0, k1):
     """Four rounds with their rotations, then the key words of the schedule."""
     # numba widens the sum of two uint32 to 64 bits, so every step narrows it again.
     for r in (r0, r1, r2, r3):
@@ -86,7 +86,7 @@ def _rounds(x0, x1, first, r0, r1, r2, r3, k0, k1):  # type: ignore[no-untyped-d
 
 @numba.njit(cache=True, nogil=True)
 @no_type_check
-def _encipher(keys, counters, x0, x1):  # type: ignore[no-untyped-def]
+def _encipher(keys, counters, x0, x1):
     """Encipher int64 counters `[C, n]` under int64 keys `[K, 2]`, C being K or 1, into uint32 words `[K, n]`."""
     for i in range(keys.shape[0]):
         k0, k1 = np.uint32(keys[i, 0]), np.uint32(keys[i, 1])

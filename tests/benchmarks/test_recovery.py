@@ -80,7 +80,7 @@ def test_input_that_cannot_work_is_one_line(capsys, arguments, message):
 
 @pytest.mark.slow
 def test_a_killed_run_ends_as_if_nothing_had_been(tmp_path, capsys):
-    arguments = ["--trials", "1", "--iterations", "6", "--checkpoint-every", "1", "--most-kills", "2"]
+    arguments = ["--trials", "1", "--iterations", "4", "--checkpoint-every", "1", "--most-kills", "1"]
     assert call(*arguments, "--output-dir", str(tmp_path)) == 0
     out, _ = capsys.readouterr()
     assert out.strip().endswith("1 of 1 identical")
