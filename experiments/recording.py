@@ -26,7 +26,8 @@ def film(
     key: Tensor,
     num_robots: int = 4,
     camera: str = "track",
-    size: tuple[int, int] = (480, 360),
+    size: tuple[int, int] = (400, 300),
+    seconds: float | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Episodes:
     """Film one episode of a few robots side by side, with the time and each robot's fate written into it.
@@ -39,6 +40,7 @@ def film(
       num_robots: how many.
       camera: a camera of the model.
       size: width and height of each robot's picture, pixels.
+      seconds: how much of the episodes to show; all by default.
       progress: called with (what, done, total).
 
     Returns:
@@ -56,7 +58,8 @@ def film(
     episodes = evaluate(env, policy, key, num_robots, watched=num_robots)
     dt = env.spec.control_dt
     every = max(1, round(1.0 / (FILM_FPS * dt)))
-    shown = torch.arange(0, episodes.qpos.shape[0], every)
+    pictures = episodes.qpos.shape[0] if seconds is None else min(episodes.qpos.shape[0], round(seconds / dt) + 1)
+    shown = torch.arange(0, pictures, every)
     films = []
     for robot in range(num_robots):
         length = int(episodes.lengths[robot])
@@ -84,10 +87,20 @@ def film(
 
 
 def filmed(env: Env, algorithm: Algorithm) -> Callable[[Any, Path], None]:
-    """`render(state, path)` for `Experiment`: a film of the deterministic policy of a TrainState."""
+    """`render(state, path)` for `Experiment`: ten seconds of the deterministic policy of a TrainState."""
 
     def render(state: Any, path: Path) -> None:
-        film(env, lambda obs: algorithm.act(state, obs, None), path, key=random.key(_FILM_KEY))
+        from experiments.cli import progress_line
+
+        with progress_line() as tell:
+            film(
+                env,
+                lambda obs: algorithm.act(state, obs, None),
+                path,
+                key=random.key(_FILM_KEY),
+                seconds=10.0,
+                progress=lambda what, done, total: tell(f"{what}: {done} of {total} pictures"),
+            )
 
     return render
 

@@ -15,7 +15,7 @@ import scipy.stats
 import torch
 
 from experiments import evaluate, play, ppo_cartpole, ppo_humanoid_balance, replay
-from experiments.cli import command, load_run, restore_policy
+from experiments.cli import command, load_run, restore_policy, run
 from experiments.recording import film, recorded_faults
 from rlcore import random
 from rlcore.errors import InputError
@@ -24,9 +24,11 @@ from rlcore.rollout import evaluate as run_episodes
 from rlcore.run_directory import write_faults
 
 ROOT = Path(__file__).resolve().parents[2]
-TINY = """--ppo.num-envs 4 --ppo.num-steps 8 --ppo.num-epochs 1 --ppo.policy-layers 8 --ppo.value-layers 8
---episode-seconds 0.4 --training.iterations 2 --training.checkpoint-every 1 --training.keep-last 9 --num-threads 1
---seed 5""".split()
+TINY = [
+    *("--ppo.num-envs", "4", "--ppo.num-steps", "8", "--ppo.num-epochs", "1", "--num-threads", "1", "--seed", "5"),
+    *("--ppo.policy-layers", "8", "--ppo.value-layers", "8", "--episode-seconds", "0.4"),
+    *("--training.iterations", "2", "--training.checkpoint-every", "1", "--training.keep-last", "9"),
+]
 
 
 def start(module, *arguments):
@@ -104,26 +106,24 @@ def test_training_leaves_what_it_says(runs):
     [("cartpole", ppo_cartpole, "cartpole"), ("humanoid", ppo_humanoid_balance, "humanoid_balance")],
 )
 def test_a_run_is_built_again_as_it_was(runs, name, module, task):
-    run = load_run(getattr(runs, name))
-    assert run.module.__name__ == module.__name__
-    assert (run.config.seed, run.config.ppo.num_envs, run.config.training.iterations) == (5, 4, 2)
-    assert run.experiment.env.spec.name == task
-    assert "auto_reset" not in run.experiment.evaluation_env.spec.wrappers
-    policy = restore_policy(run, "last")
+    loaded = load_run(getattr(runs, name))
+    assert loaded.module.__name__ == module.__name__
+    assert (loaded.config.seed, loaded.config.ppo.num_envs, loaded.config.training.iterations) == (5, 4, 2)
+    assert loaded.experiment.env.spec.name == task
+    assert "auto_reset" not in loaded.experiment.evaluation_env.spec.wrappers
+    policy = restore_policy(loaded, "last")
     assert policy.iteration == int(policy.state.iteration) == 2
     assert int(policy.state.env_steps) == 2 * 4 * 8
-    env = run.experiment.evaluation_env
+    env = loaded.experiment.evaluation_env
     action = policy.act({"policy": torch.zeros(3, env.spec.observation_size("policy"))})
     assert action.shape == (3, env.spec.action_size)
     assert torch.isfinite(action).all()
 
 
-def test_a_run_goes_on(run_dir):
-    code, out, err = end(
-        start("ppo_cartpole", "--training.resume", run_dir, "--training.iterations", 3, "--training.no-video")
-    )
-    assert (code, err) == (0, "")
-    assert "going on from iteration 2" in out
+def test_a_run_goes_on(run_dir, capsys):
+    arguments = ["--training.resume", str(run_dir), "--training.iterations", "3", "--training.no-video"]
+    run(ppo_cartpole.Config, ppo_cartpole.build, [*arguments, "--training.no-tensorboard"])
+    assert "going on from iteration 2" in capsys.readouterr().out
     assert restore_policy(run_dir, "last").iteration == 3
 
 
@@ -137,9 +137,9 @@ def test_evaluation_prints_a_table_and_writes_its_figures(runs, tmp_path):
     assert (code, err) == (0, "")
     figures = json.loads(output.read_text())
     assert (figures["episodes"], figures["checkpoint"], figures["task"]) == (9, 1, "cartpole")
-    run = load_run(runs.cartpole, {"episode_seconds": 0.6})
-    policy = restore_policy(run, 1, fresh=("env_state", "obs"))
-    episodes = run_episodes(run.experiment.evaluation_env, policy.act, random.key(1000), 9)
+    loaded = load_run(runs.cartpole, {"episode_seconds": 0.6})
+    policy = restore_policy(loaded, 1, fresh=("env_state", "obs"))
+    episodes = run_episodes(loaded.experiment.evaluation_env, policy.act, random.key(1000), 9)
     survived = int((~episodes.terminated).sum())
     assert figures["survived"]["count"] == survived
     assert figures["survived"]["share"] == survived / 9
@@ -221,8 +221,7 @@ def test_a_film_has_a_picture_each_25th_of_a_second(runs, tmp_path):
 
 
 def test_a_film_holds_still_after_a_fall(runs, tmp_path):
-    run = load_run(runs.cartpole, {"episode_seconds": 2.0})
-    env = run.experiment.evaluation_env
+    env = load_run(runs.cartpole, {"episode_seconds": 2.0}).experiment.evaluation_env
     push = lambda obs: torch.ones(len(obs["policy"]), 1)  # noqa: E731
     path, told = tmp_path / "film.gif", []
     episodes = film(
@@ -413,7 +412,7 @@ sys.argv = ["experiment", "--help"]
 text = io.StringIO()
 try:
     with contextlib.redirect_stdout(text):
-        runpy.run_module("experiments.MODULE", run_name="__main__")
+        runpy.run_module("experiments.MODULE", run_name="__main__", alter_sys=True)
 except SystemExit as stop:
     assert not stop.code
 heavy = {"jax", "orbax", "matplotlib", "tensorboardX", "imageio", "PIL"}
