@@ -324,9 +324,7 @@ def make_ppo(env: Env, config: PPOConfig) -> Algorithm:
       InputError: if the environment does not reset itself.
     """
     if "auto_reset" not in env.spec.wrappers:
-        raise InputError(
-            f"PPO needs an environment with automatic resets; wrap {env.spec.name} in auto_reset"
-        )
+        raise InputError(f"PPO needs an environment with automatic resets; wrap {env.spec.name} in auto_reset")
     critic_group = "critic" if "critic" in env.spec.observations else "policy"
     groups = tuple(dict.fromkeys(("policy", critic_group)))
     action_size = env.spec.action_size
@@ -353,17 +351,13 @@ def make_ppo(env: Env, config: PPOConfig) -> Algorithm:
 
     def values(state: TrainState, obs: Tensor) -> Tensor:
         """Values of observations `[..., size]`, in the network's units."""
-        return value_net.apply(
-            state.params.value, scaled(state.observation_moments, critic_group, obs)
-        ).squeeze(-1)
+        return value_net.apply(state.params.value, scaled(state.observation_moments, critic_group, obs)).squeeze(-1)
 
     def in_reward_units(state: TrainState, value: Tensor) -> Tensor:
         return denormalize(state.value_moments, value) if config.normalize_values else value
 
     @jit
-    def prepare(
-        state: TrainState, trajectory: Trajectory
-    ) -> tuple[Batch, dict[str, Moments], Moments, dict[str, Any]]:
+    def prepare(state: TrainState, trajectory: Trajectory) -> tuple[Batch, dict[str, Moments], Moments, dict[str, Any]]:
         """The batch to learn from, `[T * B, ...]`, the moments that come after it, and what to log of it."""
         transition = trajectory.transition
         value_tm1 = values(state, trajectory.obs[critic_group])
@@ -455,7 +449,8 @@ def make_ppo(env: Env, config: PPOConfig) -> Algorithm:
         return TrainState(
             params=params,
             optimizer=adam_init(params),
-            observation_moments={g: moments_update(moments_init(obs[g].shape[-1]), obs[g]) for g in groups},
+            # Reset states alone have parts that never vary; until the first trajectory nothing is scaled.
+            observation_moments={g: moments_init(obs[g].shape[-1]) for g in groups},
             value_moments=moments_init(()),
             coefficients={name: torch.tensor(float(getattr(config, name))) for name in names},
             env_params=env.params,
@@ -512,9 +507,7 @@ def _adapted(coefficients: dict[str, Tensor], kl: Tensor, config: PPOConfig) -> 
     if config.kl_target is None:
         return coefficients
     rate = coefficients["learning_rate"]
-    factor = torch.where(
-        kl > 2.0 * config.kl_target, 1 / 1.2, torch.where(kl < 0.5 * config.kl_target, 1.2, 1.0)
-    )
+    factor = torch.where(kl > 2.0 * config.kl_target, 1 / 1.2, torch.where(kl < 0.5 * config.kl_target, 1.2, 1.0))
     return {**coefficients, "learning_rate": torch.clamp(rate * factor, *config.learning_rate_bounds)}
 
 
@@ -522,8 +515,9 @@ def trajectory_metrics(trajectory: Trajectory, env: Env, bounds: tuple[Tensor, T
     """What to log of a trajectory `[T, B]`.
 
     Returns:
-      `episode/ended`: how many episodes ended in it; `reward/*`: each term's mean per second; `env/*`: means over
-      steps of the environment's metrics; `env/faults`: how many steps failed.
+      `policy/saturation`: share of actions at a bound; `episode/ended`: how many episodes ended in it; `reward/*`:
+      each term's mean per second; `env/*`: means over steps of the environment's metrics; `env/faults`: how many
+      steps failed.
     """
     transition = trajectory.transition
     logged = {k: v for k, v in transition.metrics.items() if not k.startswith("episode_")}

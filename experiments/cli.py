@@ -61,6 +61,8 @@ def command(config_class: type, main: Callable[[Any], None], argv: Sequence[str]
         main(_parse(config_class, arguments, None, f"python -m {module}" if file is None else f"python {file}"))
     except InputError as error:
         _leave(2, str(error))
+    except OSError as error:
+        _leave(1, f"{error.filename or 'a file'} cannot be read or written: {error.strerror or error}")
     except KeyboardInterrupt:
         _leave(130, "interrupted")
 

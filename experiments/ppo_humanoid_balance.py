@@ -36,7 +36,7 @@ class Config:
             value_layers=(128, 128),
         )
     )
-    training: TrainingConfig = field(default_factory=lambda: TrainingConfig(iterations=900))
+    training: TrainingConfig = field(default_factory=lambda: TrainingConfig(iterations=800))
 
 
 def build(config: Config) -> Experiment:

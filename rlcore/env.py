@@ -96,7 +96,7 @@ class EnvSpec:
     """The fixed description of an environment.
 
     Attributes:
-      name: the task's name; a checkpoint of one task is refused by another.
+      name: the task's name.
       observations: for each group, its parts in order, as (name, size).
       actions: the name of each action, in order (for a robot: its actuators).
       action_low, action_high: bounds of each action; infinite where there are none.
@@ -240,6 +240,7 @@ def make_env(
         return state, grouped(params, state)
 
     def step(params: Params, state: EnvState, action: Tensor, /) -> tuple[EnvState, Transition]:
+        _check_action(action, action_names)
         action = action.to(state.physics.qpos.dtype)
         ctrl = action if control is None else control(params, state, action)
         physics = engine.step(params.physics, state.physics, ctrl, substeps=substeps, key=state.key)
@@ -279,6 +280,11 @@ def make_env(
         model=model,
     )
     return Env(spec, params, reset, step, engine)
+
+
+def _check_action(action: Tensor, names: tuple[str, ...]) -> None:
+    if action.shape != (len(names),):
+        raise InputError(f"action must have shape ({len(names)},) for {', '.join(names)}, got {tuple(action.shape)}")
 
 
 def batch(env: Env, *, shared_params: bool = True) -> Env:
@@ -394,6 +400,7 @@ def scale_actions(env: Env, low: float = -1.0, high: float = 1.0) -> Env:
     inner_high = torch.tensor(env.spec.action_high, dtype=torch.float64)
 
     def step(params: Params, state: EnvState, action: Tensor, /) -> tuple[EnvState, Transition]:
+        _check_action(action, spec.actions)
         start = inner_low.to(action.device)
         share = (torch.clamp(action.to(start.dtype), low, high) - low) / (high - low)
         return env.step(params, state, start + share * (inner_high.to(action.device) - start))

@@ -195,7 +195,8 @@ DIRECT: dict[Any, Callable[..., Any]] = {}
 """Custom operations whose CPU kernel may be called as a plain function in a recording, past the dispatcher."""
 
 REPLAYED: dict[Any, Callable[..., Any]] = {}
-"""Operations that exist in recordings only, and what a replay calls for them."""
+"""Operations that exist while a recording is made only; their first argument, a number, gives what a replay calls
+for them with the others."""
 
 
 _BINDINGS: dict[Any, Callable[..., Any]] = {
@@ -217,7 +218,8 @@ def _call_directly(graph: Any) -> None:
         if node.op != "call_function":
             continue
         if node.target in REPLAYED:
-            node.target = REPLAYED[node.target]
+            node.target = REPLAYED[node.target](node.args[0])
+            node.args = node.args[1:]
         elif node.target in DIRECT and _on_cpu(node):
             node.target = DIRECT[node.target]
         elif (packet := getattr(node.target, "overloadpacket", None)) in _BINDINGS and not (

@@ -6,6 +6,7 @@ gathers the rows of the mask, computes those, and puts them in place: the same b
 robot does not know its neighbours. Beginning a new episode for three of 4096 robots then costs three.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
@@ -29,8 +30,9 @@ class _Function(NamedTuple):
     batched: dict[tuple[bool, ...], Callable[..., list[Tensor]]]  # by which inputs all rows share
 
 
-# Recordings refer to their functions by number, and live as long as the process.
-_functions: list[_Function] = []
+# Functions by number, while a recording is made; the finished recording then owns its functions.
+_functions: dict[int, _Function] = {}
+_numbers = itertools.count()
 
 
 def where(mask: Tensor, fn: Callable[..., T], args: tuple[Any, ...], otherwise: T) -> T:
@@ -58,8 +60,9 @@ def where(mask: Tensor, fn: Callable[..., T], args: tuple[Any, ...], otherwise: 
     def flat(*leaves: Tensor) -> list[Tensor]:
         return tree_flatten(fn(*tree_unflatten(list(leaves), structure)))[0]
 
-    _functions.append(_Function(flat, tuple(x.ndim for x in inputs), {}))
-    chosen = torch.ops.rlcore.masked(len(_functions) - 1, mask, inputs, others)
+    number = next(_numbers)
+    _functions[number] = _Function(flat, tuple(x.ndim for x in inputs), {})
+    chosen = torch.ops.rlcore.masked(number, mask, inputs, others)
     return tree_unflatten(list(chosen), out_structure)
 
 
@@ -112,13 +115,23 @@ def _check_equal(result: Any, otherwise: Any) -> None:
             )
 
 
-def _masked_rows(handle: int, mask: Tensor, inputs: Sequence[Tensor], others: Sequence[Tensor]) -> list[Tensor]:
+def _replay(number: int) -> Callable[..., list[Tensor]]:
+    """What a finished recording calls for the operation of that number."""
+    function = _functions.pop(number)
+
+    def masked_rows(mask: Tensor, inputs: Sequence[Tensor], others: Sequence[Tensor]) -> list[Tensor]:
+        return _masked_rows(function, mask, inputs, others)
+
+    return masked_rows
+
+
+def _masked_rows(function: _Function, mask: Tensor, inputs: Sequence[Tensor], others: Sequence[Tensor]) -> list[Tensor]:
     """The operation, for any leading axes. Where no row is asked for, it returns `others` themselves."""
     lead = mask.shape
     rows = mask.reshape(-1).nonzero().squeeze(-1)
     if len(rows) == 0:
         return list(others)
-    function, count = _functions[handle], math.prod(lead)
+    count = math.prod(lead)
     # Sizes are rounded up to powers of two from 8 on, repeating the last row, so that few recordings serve them all.
     size = min(count, max(8, 1 << (len(rows) - 1).bit_length()))
     padded = torch.cat([rows, rows[-1:].expand(size - len(rows))])
@@ -145,7 +158,7 @@ def _masked(handle: int, mask: Tensor, inputs: Sequence[Tensor], others: Sequenc
     return [x.clone() for x in others]
 
 
-REPLAYED[torch.ops.rlcore.masked.default] = _masked_rows
+REPLAYED[torch.ops.rlcore.masked.default] = _replay
 
 
 @_masked.register_fake

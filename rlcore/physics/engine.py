@@ -146,7 +146,7 @@ class ModelInfo:
         """
         qpos, qvel = [], []
         for actuator, name in zip(self.actuators, self.actuator_joints, strict=True):
-            joint = next((j for j in self.joints if j.name == name), None)
+            joint = next((j for j in self.joints if j.name == name), None) if name else None
             if joint is None or joint.kind not in ("hinge", "slide"):
                 raise InputError(f"actuator {actuator!r} drives no hinge or slide joint")
             qpos.append(joint.qpos.start)
@@ -209,12 +209,12 @@ class Fault(NamedTuple):
 
 _engines: "weakref.WeakValueDictionary[int, BatchEngine]" = weakref.WeakValueDictionary()
 _faults: list[Fault] = []
-_FAULTS_KEPT = 16
+FAULTS_KEPT = 16
 
 
 def record_fault(fault: Fault) -> None:
     """Keep a fault for whoever asks next. Only the first few between two drains are kept; all are counted."""
-    if len(_faults) < _FAULTS_KEPT:
+    if len(_faults) < FAULTS_KEPT:
         _faults.append(fault)
 
 
@@ -366,8 +366,7 @@ class BatchEngine:
             raise InputError(f"ctrl must have shape {(*lead, m.nu)} ({known}), got {tuple(ctrl.shape)}")
         if wrench is not None and wrench.shape != (*lead, len(m.bodies), 6):
             raise InputError(
-                f"wrench must have shape {(*lead, len(m.bodies), 6)}, a row for each body, "
-                f"got {tuple(wrench.shape)}"
+                f"wrench must have shape {(*lead, len(m.bodies), 6)}, a row for each body, got {tuple(wrench.shape)}"
             )
         names, fields = ",".join(params), list(params.values())
         self._check_fields(params, lead)
@@ -517,9 +516,7 @@ def _physics_forward_rows(
 ) -> Tensor:
     engine = _engine(handle)
     rows = _rows(engine, (time, qpos, qvel, act, warmstart, sensordata))
-    return engine.forward_rows(_named_fields(engine, names, fields), rows, _flatten(mask, 0)).reshape(
-        sensordata.shape
-    )
+    return engine.forward_rows(_named_fields(engine, names, fields), rows, _flatten(mask, 0)).reshape(sensordata.shape)
 
 
 _physics_forward = torch.library.custom_op("rlcore::physics_forward", _physics_forward_rows, mutates_args=())
@@ -682,6 +679,4 @@ class _Jacobian(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *_):  # type: ignore[no-untyped-def]
-        raise RuntimeError(
-            "the physics step has first derivatives only; second derivatives are not available"
-        )
+        raise RuntimeError("the physics step has first derivatives only; second derivatives are not available")

@@ -29,6 +29,7 @@ from rlcore.physics.engine import (
     FAULT_NAMES,
     FAULT_NONE,
     FAULT_UNSTABLE,
+    FAULTS_KEPT,
     BatchEngine,
     Fault,
     Joint,
@@ -62,7 +63,7 @@ _JOINT_KINDS = {0: "free", 1: "ball", 2: "slide", 3: "hinge"}
 
 
 def load_model(path: str | Path) -> mujoco.MjModel:
-    """Read an MJCF or MJB file.
+    """Read an MJCF file.
 
     Raises:
       InputError: if the file is missing or MuJoCo rejects it; the message carries MuJoCo's own line number.
@@ -95,9 +96,7 @@ class MujocoEngine(BatchEngine):
             if mujoco.mj_stateSize(model, int(component)):
                 raise InputError(f"the model has {what}, which a step as a function of its state cannot have")
         if int(model.opt.enableflags) & int(mujoco.mjtEnableBit.mjENBL_SLEEP):
-            raise InputError(
-                'the model lets bodies sleep; set <flag sleep="disable"/>: what sleeps has no state'
-            )
+            raise InputError('the model lets bodies sleep; set <flag sleep="disable"/>: what sleeps has no state')
         self.mjmodel: mujoco.MjModel = mujoco.MjModel.__copy__(model)
         self.mjmodel.opt.disableflags |= int(mujoco.mjtDisableBit.mjDSBL_AUTORESET)
         log = mujoco.MjLogConfig.get()
@@ -106,9 +105,7 @@ class MujocoEngine(BatchEngine):
         self.num_threads = num_threads
         self.model = _model_info(self.mjmodel)
         # A table, so that torch.compile meets nothing but look-ups.
-        self._field_shapes = {
-            name: _model_field(self.mjmodel, name).shape for name in _real_fields(self.mjmodel)
-        }
+        self._field_shapes = {name: _model_field(self.mjmodel, name).shape for name in _real_fields(self.mjmodel)}
         self.field_ranks = {name: len(shape) for name, shape in self._field_shapes.items()}
         self._buffers: OrderedDict[int, _Buffers] = OrderedDict()
 
@@ -235,8 +232,7 @@ class MujocoEngine(BatchEngine):
         flat = [torch.from_numpy(x.reshape(n * 2 * inputs, x.shape[-1])) for x in moved]
         wide = lambda t: torch.from_numpy(repeated(t).reshape(n * 2 * inputs, *t.shape[1:]))  # noqa: E731
         every = {
-            k: v if v.ndim == self.field_ranks[k] else v.repeat_interleave(2 * inputs, dim=0)
-            for k, v in fields.items()
+            k: v if v.ndim == self.field_ranks[k] else v.repeat_interleave(2 * inputs, dim=0) for k, v in fields.items()
         }
         still = wide(rows.warmstart), wide(rows.sensordata)
         buffers = self._load(every, Rows(wide(rows.time), flat[0], flat[1], flat[2], *still))
@@ -269,7 +265,7 @@ class MujocoEngine(BatchEngine):
         fault: np.ndarray,
         errors: dict[int, str],
     ) -> None:
-        for i in np.flatnonzero(fault):
+        for i in np.flatnonzero(fault)[:FAULTS_KEPT]:
             arrays = {name: value[i].numpy().copy() for name, value in rows._asdict().items()}
             arrays["ctrl"] = ctrl[i].numpy().copy()
             arrays["substeps"] = np.asarray(substeps)
@@ -306,7 +302,7 @@ class _Buffers:
         # qpos and qvel lie side by side in a row: one view serves to check both.
         self.motion: Any = self.batch.state[:, first : first + model.nq + model.nv]
         self.fields: dict[str, Any] = {}
-        self.seen: dict[str, tuple[Tensor, int]] = {}
+        self.seen: dict[str, tuple[Tensor, int] | None] = {}
 
     def step(self, substeps: int) -> dict[int, str]:
         """Step every row; returns what went wrong, by row."""
@@ -355,6 +351,7 @@ class _Buffers:
         """Make every row's model fields those asked for: nominal where none is."""
         if not fields and not self.fields:
             return
+        # Every written field is in `seen`, or is None there because its writes are not counted.
         if fields.keys() == self.seen.keys() and all(_same(fields[k], self.seen[k]) for k in fields):
             return
         changed = np.zeros(self.batch.nsim, bool)
@@ -371,8 +368,7 @@ class _Buffers:
             self.seen = {}
             self.batch.set_const(changed)
         # Inference tensors do not count their writes, so they are compared every time.
-        counted = {name: field for name, field in fields.items() if not field.is_inference()}
-        self.seen = {name: (field, field._version) for name, field in counted.items()}
+        self.seen = {n: None if field.is_inference() else (field, field._version) for n, field in fields.items()}
 
     def read(self) -> Rows:
         copy = lambda a: torch.from_numpy(a.copy())  # noqa: E731
@@ -386,11 +382,13 @@ class _Buffers:
         )
 
 
-def _same(a: Tensor, seen: tuple[Tensor, int]) -> bool:
+def _same(a: Tensor, seen: tuple[Tensor, int] | None) -> bool:
     """Whether `a` is memory that was seen before, unwritten since.
 
     The tensor that was seen is held, so its memory cannot have gone to another.
     """
+    if seen is None:
+        return False
     b, version = seen
     return (
         a.data_ptr() == b.data_ptr()
@@ -427,9 +425,7 @@ def _raw_field(model: mujoco.MjModel, name: str) -> np.ndarray:
 def _model_field(model: mujoco.MjModel, name: str) -> np.ndarray:
     if name not in MODEL_FIELDS:
         close = ", ".join(difflib.get_close_matches(name, MODEL_FIELDS, n=3)) or "none"
-        raise InputError(
-            f"{name!r} is not a model field that can differ between robots; near it are: {close}"
-        )
+        raise InputError(f"{name!r} is not a model field that can differ between robots; near it are: {close}")
     if _is_derived(name):
         raise InputError(f"MuJoCo computes model field {name!r} from others; it cannot be given")
     value = _raw_field(model, name)
@@ -492,8 +488,7 @@ def _model_info(model: mujoco.MjModel) -> ModelInfo:
         ctrl_lower=tuple(float(x) for x in np.where(limited, model.actuator_ctrlrange[:, 0], -np.inf)),
         ctrl_upper=tuple(float(x) for x in np.where(limited, model.actuator_ctrlrange[:, 1], np.inf)),
         sensors={
-            model.sensor(i).name: slice(int(model.sensor_adr[i]), int(sensor_ends[i]))
-            for i in range(model.nsensor)
+            model.sensor(i).name: slice(int(model.sensor_adr[i]), int(sensor_ends[i])) for i in range(model.nsensor)
         },
         keyframes={
             model.key(i).name: (tuple(map(float, model.key_qpos[i])), tuple(map(float, model.key_ctrl[i])))

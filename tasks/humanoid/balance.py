@@ -22,8 +22,9 @@ ACTION_BOUND = 4.0
 STANDING_HEIGHT = 0.83  # m, pelvis above the floor
 FALLEN_HEIGHT = 0.6  # m
 FALLEN_TILT = -0.7  # vertical component of gravity in the body frame: about 45 degrees from upright
-JOINT_NOISE = 0.15  # rad, of the posture that an episode begins with
-LEAN = 0.1  # rad about each axis, of the attitude that it begins with
+JOINT_NOISE = 0.12  # rad, of the posture that an episode begins with
+LEAN = 0.05  # rad about each axis, of the attitude that it begins with
+SPEED = 0.1  # m/s and rad/s, of every velocity that it begins with
 
 
 def make_humanoid_balance(
@@ -60,7 +61,7 @@ def make_humanoid_balance(
         turn = torch.cat([torch.ones_like(lean[:1]), LEAN / 2 * lean])
         turn = turn / torch.sqrt(turn.square().sum())
         posture = torch.clamp(pose + JOINT_NOISE * joints, lower, upper)
-        return torch.cat([raised, turn, posture]), 0.3 * velocity
+        return torch.cat([raised, turn, posture]), SPEED * velocity
 
     def control(params: Params, state: EnvState, action: Tensor) -> Tensor:
         return stand_ctrl + scale * torch.clamp(action, -ACTION_BOUND, ACTION_BOUND)

@@ -168,8 +168,7 @@ def test_slope_of_the_loss_is_the_finite_difference(value_clip):
     for i in range(5):
         direction = tree.map_leaves(lambda x, i=i: random.normal(random.key(i), x.shape, x.dtype), params)
         up, down = (
-            float(loss(tree.map_leaves(lambda p, d, s=s: p + s * d, params, direction))[0])
-            for s in (1e-6, -1e-6)
+            float(loss(tree.map_leaves(lambda p, d, s=s: p + s * d, params, direction))[0]) for s in (1e-6, -1e-6)
         )
         along = tree.map_leaves(lambda g, d: (g * d).sum(), slope, direction)
         expected = sum(float(x) for x in tree.tree_leaves(along))
@@ -201,9 +200,7 @@ def test_update_is_pure(small, later):
     assert_same(first, small.update(later))
     state, _ = first
     assert int(state.iteration) == 3 and int(state.env_steps) == 3 * SMALL.batch_size
-    for (name, new), (_, old) in zip(
-        tree.named_leaves(state.params), tree.named_leaves(later.params), strict=True
-    ):
+    for (name, new), (_, old) in zip(tree.named_leaves(state.params), tree.named_leaves(later.params), strict=True):
         assert not torch.equal(new, old), name
     assert not torch.equal(state.key, later.key)
 
@@ -340,9 +337,7 @@ def test_update_adapts_the_learning_rate(small, later):
 
 
 def test_value_function_sees_the_critic_group_where_there_is_one():
-    with_critic, without = (
-        make_ppo(stream(critic=critic), SMALL).init(random.key(0)) for critic in (True, False)
-    )
+    with_critic, without = (make_ppo(stream(critic=critic), SMALL).init(random.key(0)) for critic in (True, False))
     assert set(with_critic.observation_moments) == {"policy", "critic"}
     assert set(without.observation_moments) == {"policy"}
 
@@ -392,9 +387,7 @@ class Stream(BatchEngine):
         return state
 
 
-def tiny(
-    observe, reward, *, end="truncated", length=1, context=lambda key: torch.zeros((), dtype=torch.float64)
-):
+def tiny(observe, reward, *, end="truncated", length=1, context=lambda key: torch.zeros((), dtype=torch.float64)):
     """A world of a reward `(context, count before, action) -> []` whose episodes end after `length` steps."""
     forever = lambda params, physics: physics.time < 0  # noqa: E731
     over = lambda params, physics: physics.qpos[0] >= length  # noqa: E731
@@ -495,9 +488,7 @@ def one_hot(size):
 
 def test_chain_of_two_states_has_its_discounted_value():
     """Rewards 1, then 3, then the end, at a discount of 0.5: 1 + 0.5 * 3 = 2.5, and 3."""
-    env = tiny(
-        one_hot(2), lambda context, count, action: 1 + 2 * count + 0 * action[0], end="terminated", length=2
-    )
+    env = tiny(one_hot(2), lambda context, count, action: 1 + 2 * count + 0 * action[0], end="terminated", length=2)
     _, value, _ = learn(env, 60, discount=0.5)
     assert value(1.0, 0.0) == pytest.approx(2.5, abs=0.03)
     assert value(0.0, 1.0) == pytest.approx(3.0, abs=0.03)
@@ -570,9 +561,7 @@ def test_settings_that_cannot_work_are_refused(name, value):
         PPOConfig(**{name: value})
     message = str(caught.value)
     flag = "--ppo." + name.replace("_", "-")
-    assert (
-        message.startswith(f"{name} must be ") and f"got {value} ({flag})" in message and "\n" not in message
-    )
+    assert message.startswith(f"{name} must be ") and f"got {value} ({flag})" in message and "\n" not in message
 
 
 def test_a_batch_of_one_is_refused():

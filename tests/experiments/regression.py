@@ -41,9 +41,7 @@ class Config:
     """Seconds that an update sleeps."""
     nan_at: int | None = None
     """Iteration whose gradient step is not a number."""
-    training: TrainingConfig = field(
-        default_factory=lambda: TrainingConfig(iterations=20, checkpoint_every=5)
-    )
+    training: TrainingConfig = field(default_factory=lambda: TrainingConfig(iterations=20, checkpoint_every=5))
 
     def __post_init__(self) -> None:
         if not self.learning_rate > 0:

@@ -96,9 +96,7 @@ def test_resume_takes_the_saved_configuration(command, tmp_path):
     assert saved["config"]["training"]["tensorboard"] is False
     assert saved["config"]["training"]["iterations"] == 5
     # The same value given again changes nothing, so it may be given.
-    assert (
-        command("--training.resume", "run", "--training.iterations", "6", "--learning-rate", "5e-2")[0] == 0
-    )
+    assert command("--training.resume", "run", "--training.iterations", "6", "--learning-rate", "5e-2")[0] == 0
 
 
 def test_resume_refuses_to_change_what_is_trained(command, tmp_path):

@@ -225,10 +225,7 @@ def test_a_place_that_cannot_be_made_is_refused(tmp_path):
 
 def test_tree_bytes():
     # 3 * 8 + 2 * 4 + 1
-    assert (
-        tree_bytes({"a": torch.zeros(3, dtype=torch.float64), "b": torch.zeros(2), "c": torch.tensor(True)})
-        == 33
-    )
+    assert tree_bytes({"a": torch.zeros(3, dtype=torch.float64), "b": torch.zeros(2), "c": torch.tensor(True)}) == 33
 
 
 @pytest.fixture

@@ -18,9 +18,7 @@ from rlcore.distributions import (
 )
 
 
-def _parameters(
-    seed: int, *shape: int, dtype: torch.dtype = torch.float64
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _parameters(seed: int, *shape: int, dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, torch.Tensor]:
     mean, log_std = random.normal(random.key(seed), (2, *shape), dtype)
     return mean, 0.5 * log_std - 0.5
 
@@ -64,9 +62,7 @@ def test_one_log_std_serves_a_batch_of_means():
     log_std = torch.tensor([-1.0, 0.0, 0.5], dtype=torch.float64)
     action = mean + 0.3
     full = log_std.expand(6, 3)
-    torch.testing.assert_close(
-        gaussian_log_prob(mean, log_std, action), gaussian_log_prob(mean, full, action)
-    )
+    torch.testing.assert_close(gaussian_log_prob(mean, log_std, action), gaussian_log_prob(mean, full, action))
     key = random.key(0)
     assert torch.equal(gaussian_sample(key, mean, log_std), gaussian_sample(key, mean, full))
     shared_mean = gaussian_sample(key, mean[0], full)

@@ -460,9 +460,7 @@ def test_noise_is_within_its_scale_and_never_the_same():
 
 def test_no_noise_is_no_wrapper():
     acts = actions(10, 3)
-    assert_same(
-        rollout(batch(observation_noise(bug(), {"angle": 0.0})), 3, acts), rollout(batch(bug()), 3, acts)
-    )
+    assert_same(rollout(batch(observation_noise(bug(), {"angle": 0.0})), 3, acts), rollout(batch(bug()), 3, acts))
 
 
 def test_two_groups_have_noise_of_their_own():

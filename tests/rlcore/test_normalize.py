@@ -159,9 +159,7 @@ def test_scalars_with_and_without_an_axis_agree():
 
 def test_a_single_sample_is_a_batch_of_one():
     x = torch.tensor([1.0, 2.0])
-    _assert_same(
-        moments_update(moments_init(2), x), moments_update(moments_init(2), x.unsqueeze(0)), rtol=0.0
-    )
+    _assert_same(moments_update(moments_init(2), x), moments_update(moments_init(2), x.unsqueeze(0)), rtol=0.0)
     assert variance(moments_update(moments_init(), torch.tensor(3.0))).item() == 0.0
 
 

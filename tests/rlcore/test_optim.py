@@ -13,9 +13,7 @@ from rlcore.tree import index, map_leaves, stack, tree_leaves, where
 def _tree(seed: int, dtype: torch.dtype = torch.float64) -> dict:
     keys = random.split(random.key(seed), 3)
     return {
-        "layers": [
-            {"weight": random.normal(keys[0], (4, 3), dtype), "bias": random.normal(keys[1], (4,), dtype)}
-        ],
+        "layers": [{"weight": random.normal(keys[0], (4, 3), dtype), "bias": random.normal(keys[1], (4,), dtype)}],
         "log_alpha": random.normal(keys[2], (), dtype),
     }
 
@@ -58,9 +56,7 @@ def test_first_step_by_hand():
     params = {"w": torch.tensor([1.0, -2.0], dtype=torch.float64)}
     grads = {"w": torch.tensor([1e-3, -5.0], dtype=torch.float64)}
     new, state = adam_update(grads, adam_init(params), params, 0.1)
-    expected = torch.tensor(
-        [1.0 - 0.1 * 1e-3 / (1e-3 + 1e-8), -2.0 + 0.1 * 5 / (5 + 1e-8)], dtype=torch.float64
-    )
+    expected = torch.tensor([1.0 - 0.1 * 1e-3 / (1e-3 + 1e-8), -2.0 + 0.1 * 5 / (5 + 1e-8)], dtype=torch.float64)
     torch.testing.assert_close(new["w"], expected, rtol=1e-13, atol=0.0)
     torch.testing.assert_close(state.mu["w"], 0.1 * grads["w"])
     torch.testing.assert_close(state.nu["w"], 0.001 * grads["w"] ** 2)

@@ -154,13 +154,9 @@ def test_normal_tails_equal_jax():
     np.testing.assert_allclose(ours.numpy(), jax.random.normal(jax_key(5), shape, "float64"), rtol=1e-13)
 
 
-@pytest.mark.parametrize(
-    "erfinv", [lambda x: torch.from_numpy(random._erfinv_numpy(x.numpy())), random._erfinv_torch]
-)
+@pytest.mark.parametrize("erfinv", [lambda x: torch.from_numpy(random._erfinv_numpy(x.numpy())), random._erfinv_torch])
 def test_erfinv_in_all_its_branches(erfinv):
-    x = torch.tensor(
-        [0.0, 1e-9, 0.1, -0.5, 0.99, 0.9999, -0.999999, 1 - 1e-9, 1 - 1e-12], dtype=torch.float64
-    )
+    x = torch.tensor([0.0, 1e-9, 0.1, -0.5, 0.99, 0.9999, -0.999999, 1 - 1e-9, 1 - 1e-12], dtype=torch.float64)
     torch.testing.assert_close(torch.erf(erfinv(x)), x, rtol=0.0, atol=1e-15)
 
 
@@ -243,9 +239,7 @@ def test_vmap_over_what_the_draw_depends_on():
             one = vmap(draw, in_dims=(dim, None, 0))(k, low[1], high)
             assert torch.equal(one, loop(draw, rows, [low[1]] * 4, high))
     steps = torch.arange(4)
-    assert torch.equal(
-        vmap(random.fold_in, in_dims=(None, 0))(key, steps), loop(random.fold_in, [key] * 4, steps)
-    )
+    assert torch.equal(vmap(random.fold_in, in_dims=(None, 0))(key, steps), loop(random.fold_in, [key] * 4, steps))
     grid = vmap(vmap(random.fold_in, in_dims=(None, 0)), in_dims=(0, None))(keys, steps[:3])
     assert torch.equal(grid, torch.stack([loop(random.fold_in, [k] * 3, steps[:3]) for k in keys]))
     grid = vmap(vmap(random.fold_in, in_dims=(0, None)), in_dims=(None, 0))(keys, steps[:3])
@@ -295,9 +289,7 @@ print("same")
 def test_compiled_equals_eager():
     # In a process of its own: run-time shape checks, if this one has them, do not compile.
     root = Path(__file__).parents[2]
-    run = subprocess.run(
-        [sys.executable, "-c", _COMPILED], cwd=root, capture_output=True, text=True, check=False
-    )
+    run = subprocess.run([sys.executable, "-c", _COMPILED], cwd=root, capture_output=True, text=True, check=False)
     assert run.stdout.strip() == "same", run.stderr
 
 
@@ -379,15 +371,9 @@ def test_torch_kernel_equals_the_cpu_kernel(lead, shape):
         cases.append(("gumbel", dtype, 0, 1e-30, 1.0))
     cases.append(("uniform23", torch.float64, 0, 0.0, 1.0))
     for kind, dtype, *rest in cases:
-        ours, theirs = (
-            kernel(keys, shape, kind, dtype, *rest) for kernel in (random._draw_numpy, random._draw_torch)
-        )
+        ours, theirs = (kernel(keys, shape, kind, dtype, *rest) for kernel in (random._draw_numpy, random._draw_torch))
         # Only logarithms may round differently on another device.
-        loose = (
-            {torch.float32: 2e-6, torch.float64: 1e-13}.get(dtype, 0.0)
-            if kind in ("normal", "gumbel")
-            else 0.0
-        )
+        loose = {torch.float32: 2e-6, torch.float64: 1e-13}.get(dtype, 0.0) if kind in ("normal", "gumbel") else 0.0
         torch.testing.assert_close(ours, theirs, rtol=loose, atol=loose)
     counter = torch.arange(3).view(3, *(1 for _ in lead))
     words = torch.stack(random._encipher_torch(keys, counter), dim=-1)

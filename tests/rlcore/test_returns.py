@@ -9,9 +9,7 @@ import torch
 from rlcore.returns import discounted_returns, gae, lambda_returns, n_step_returns
 
 
-def _rollout(
-    seed: int, steps: int, *batch: int, dtype: torch.dtype = torch.float64
-) -> dict[str, torch.Tensor]:
+def _rollout(seed: int, steps: int, *batch: int, dtype: torch.dtype = torch.float64) -> dict[str, torch.Tensor]:
     """A rollout with terminations and truncations, whose values are those of the states it visits."""
     rng = np.random.default_rng(seed)
     shape = (steps, *batch)

@@ -103,9 +103,7 @@ def test_episodes_are_those_of_a_plain_loop():
         assert bool(episodes.terminated[i]) == bool(transition.terminated)
         if i < 2:
             # A robot that is done stands still.
-            assert torch.equal(
-                episodes.qpos[length:, i], state.physics.qpos.expand_as(episodes.qpos[length:, i])
-            )
+            assert torch.equal(episodes.qpos[length:, i], state.physics.qpos.expand_as(episodes.qpos[length:, i]))
         lengths.append(length)
     assert len(set(lengths)) > 1 and max(lengths) == len(episodes.qpos) - 1
     # Some fell, and some were cut short by the clock.
@@ -141,9 +139,7 @@ def test_metrics_are_means_and_faults_are_told():
         return action
 
     told = []
-    episodes = evaluate(
-        env, broken, random.key(0), 3, progress=lambda step, going: told.append((step, going))
-    )
+    episodes = evaluate(env, broken, random.key(0), 3, progress=lambda step, going: told.append((step, going)))
     assert episodes.faults.tolist() == [False, True, False] == episodes.terminated.tolist()
     assert episodes.lengths.tolist() == [10, 4, 10]
     # One faulty step of four.

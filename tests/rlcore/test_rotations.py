@@ -120,7 +120,6 @@ def test_gradients_are_finite_at_the_identity():
     assert torch.isfinite(gravity).all()
     # Across the change from the series to the formula the derivative has no jump.
     below, above = (
-        jacrev(rotations.from_rotation_vector)(torch.tensor([s, 0.0, 0.0]).double())
-        for s in (0.99e-4, 1.01e-4)
+        jacrev(rotations.from_rotation_vector)(torch.tensor([s, 0.0, 0.0]).double()) for s in (0.99e-4, 1.01e-4)
     )
     torch.testing.assert_close(below, above, rtol=0, atol=2e-6)

@@ -200,9 +200,7 @@ def test_metrics_that_cannot_be_written_end_the_run_with_a_way_back(tmp_path, mo
         write(self, iteration, *args)
 
     monkeypatch.setattr(MetricsFile, "write", full)
-    with pytest.raises(
-        TrainingFailed, match="No space left on device; the last good checkpoint is iteration 4"
-    ):
+    with pytest.raises(TrainingFailed, match="No space left on device; the last good checkpoint is iteration 4"):
         go(training(tmp_path / "run", iterations=9))
 
 
@@ -222,9 +220,7 @@ def test_broken_parameters_are_never_saved(tmp_path):
 
 
 def test_the_time_limit_leaves_a_checkpoint_to_resume_from(tmp_path):
-    result, shown = go(
-        training(tmp_path / "run", iterations=1000, time_limit=0.2), regression.Config(pause=0.05)
-    )
+    result, shown = go(training(tmp_path / "run", iterations=1000, time_limit=0.2), regression.Config(pause=0.05))
     assert result.stopped == "time limit"
     done = int(result.state.iteration)
     # Each update takes at least 0.05 s, and the limit is looked at after each.
@@ -248,9 +244,7 @@ def test_a_signal_finishes_the_update_and_saves(tmp_path, number):
 
     algorithm = experiment.algorithm._replace(update=interrupted)
     before = signal.getsignal(number)
-    result, shown = go(
-        training(tmp_path / "run", iterations=1000), experiment=experiment._replace(algorithm=algorithm)
-    )
+    result, shown = go(training(tmp_path / "run", iterations=1000), experiment=experiment._replace(algorithm=algorithm))
     assert signal.getsignal(number) is before
     assert result.stopped == signal.Signals(number).name
     assert stored_steps(tmp_path / "run") == [0, 4, 6]
@@ -381,11 +375,7 @@ def test_a_run_killed_at_any_moment_goes_on_to_the_same_bits(tmp_path):
     for lines in (2, 31):
         process = subprocess.Popen([*command, *place], stdout=subprocess.DEVNULL)
         while process.poll() is None:
-            if (
-                metrics.exists()
-                and metrics.read_bytes().count(b"\n") >= lines
-                and resumed_past(run_dir, killed)
-            ):
+            if metrics.exists() and metrics.read_bytes().count(b"\n") >= lines and resumed_past(run_dir, killed):
                 process.kill()
                 killed += 1
                 break
@@ -416,11 +406,7 @@ def test_ctrl_c_saves_and_a_second_one_leaves_at_once(tmp_path):
             pause,
             "--training.no-tensorboard",
         ]
-        runs.append(
-            subprocess.Popen(
-                [*command, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-            )
-        )
+        runs.append(subprocess.Popen([*command, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
     once, twice = runs
     for process, name in zip(runs, ("once", "twice"), strict=True):
         while not (tmp_path / name / "metrics.jsonl").exists():

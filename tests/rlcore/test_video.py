@@ -187,9 +187,7 @@ def run_python(code, **environment):
     clean = {k: v for k, v in os.environ.items() if k not in ("MUJOCO_GL", "DISPLAY", "WAYLAND_DISPLAY")}
     clean = {k: v for k, v in clean.items() if k != "PYOPENGL_PLATFORM"}
     command = [sys.executable, "-c", code]
-    return subprocess.run(
-        command, env=clean | environment, cwd=ROOT, capture_output=True, text=True, timeout=120
-    )
+    return subprocess.run(command, env=clean | environment, cwd=ROOT, capture_output=True, text=True, timeout=120)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="backends without a display: Linux only")

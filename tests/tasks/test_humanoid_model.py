@@ -219,9 +219,7 @@ def test_energy_and_momentum_are_conserved_in_free_flight(model, gravity):
     model.opt.timestep = 5e-4
     model.opt.gravity[:] = [0, 0, gravity]
     model.opt.disableflags |= (
-        mujoco.mjtDisableBit.mjDSBL_ACTUATION
-        | mujoco.mjtDisableBit.mjDSBL_LIMIT
-        | mujoco.mjtDisableBit.mjDSBL_CONTACT
+        mujoco.mjtDisableBit.mjDSBL_ACTUATION | mujoco.mjtDisableBit.mjDSBL_LIMIT | mujoco.mjtDisableBit.mjDSBL_CONTACT
     )
     assert (model.dof_damping == 0).all() and (model.dof_frictionloss == 0).all()
     assert (model.jnt_stiffness == 0).all()

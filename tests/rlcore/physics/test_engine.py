@@ -128,9 +128,7 @@ def test_vmapped_step_equals_loop(engine, field):
     wrench = noise(6, 4, 6, scale=5) if field in ("wrench", "everything") else None
     key = torch.arange(12).reshape(6, 2)
     step = lambda p, s, c, w, k: engine.step(p, s, c, w, substeps=3, key=k)  # noqa: E731
-    batched = vmap(step, in_dims=(0, 0, 0, None if wrench is None else 0, 0))(
-        params, states, ctrl, wrench, key
-    )
+    batched = vmap(step, in_dims=(0, 0, 0, None if wrench is None else 0, 0))(params, states, ctrl, wrench, key)
     looped = stack(
         [
             step(row(params, i), index(states, i), ctrl[i], None if wrench is None else wrench[i], key[i])
@@ -246,9 +244,7 @@ def test_fields_written_in_place_are_seen(engine):
 def test_works_in_inference_mode(engine):
     with torch.inference_mode():
         states, params, ctrl = some_states(engine, 3), some_params(engine, 3), noise(3, 2)
-        inferred = [
-            vmap(lambda p, s, c: engine.step(p, s, c, substeps=2))(params, states, ctrl) for _ in "ab"
-        ]
+        inferred = [vmap(lambda p, s, c: engine.step(p, s, c, substeps=2))(params, states, ctrl) for _ in "ab"]
     states, params = some_states(engine, 3), some_params(engine, 3)
     expected = vmap(lambda p, s, c: engine.step(p, s, c, substeps=2))(params, states, noise(3, 2))
     assert_same(map_leaves(torch.clone, inferred[0]), expected)
@@ -396,9 +392,7 @@ def turned(qpos, motion):
     """qpos moved by `motion` in the tangent space: `[..., 9]` and `[..., 8]`."""
     w, x, y, z = qpos[3:7]
     a, b, c = motion[3:6] / 2
-    turn = torch.stack(
-        [-x * a - y * b - z * c, w * a + y * c - z * b, w * b + z * a - x * c, w * c + x * b - y * a]
-    )
+    turn = torch.stack([-x * a - y * b - z * c, w * a + y * c - z * b, w * b + z * a - x * c, w * c + x * b - y * a])
     return torch.cat([qpos[:3] + motion[:3], qpos[3:7] + turn, qpos[7:] + motion[6:]])
 
 

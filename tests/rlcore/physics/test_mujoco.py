@@ -90,9 +90,7 @@ def test_step_equals_a_loop_of_mj_step(engine, changed):
     wrench = wrenches if changed in ("wrench", "everything") else None
     controls = noise(10, 4, 2)
     datas = [
-        data_at(
-            model_with(MODEL, row(params, i)), index(states, i), None, None if wrench is None else wrench[i]
-        )
+        data_at(model_with(MODEL, row(params, i)), index(states, i), None, None if wrench is None else wrench[i])
         for i in range(4)
     ]
     in_dims = (0, 0, 0, None if wrench is None else 0)
@@ -229,10 +227,7 @@ CROWDED = """
 </mujoco>
 """.replace(
     "BODIES",
-    "".join(
-        f'<body pos="{0.3 * i} 0 1"><freejoint/><geom type="box" size="0.1 0.1 0.1"/></body>'
-        for i in range(4)
-    ),
+    "".join(f'<body pos="{0.3 * i} 0 1"><freejoint/><geom type="box" size="0.1 0.1 0.1"/></body>' for i in range(4)),
 )
 
 
@@ -314,9 +309,7 @@ def test_load_model(tmp_path):
 def test_models_and_settings_that_cannot_work(engine):
     with pytest.raises(InputError, match=r"num_threads must be 0 .* got -1"):
         MujocoEngine(engine.mjmodel, -1)
-    delayed = MODEL.replace(
-        'name="motor" joint="wrist"/>', 'name="motor" joint="wrist" delay="0.02" nsample="5"/>'
-    )
+    delayed = MODEL.replace('name="motor" joint="wrist"/>', 'name="motor" joint="wrist" delay="0.02" nsample="5"/>')
     with pytest.raises(InputError, match="delayed actuators"):
         MujocoEngine(mujoco.MjModel.from_xml_string(delayed))
     asleep = MODEL.replace("<option ", '<option sleep_tolerance="1e-4" ').replace(
