@@ -2,7 +2,7 @@
 
 PYTHON ?= python3
 VENV := .venv
-# Extras of setup.cfg to install, such as EXTRAS=dev,gpu on a machine with an NVIDIA GPU.
+# Extras of setup.cfg to install, such as EXTRAS=dev,peers to measure against other frameworks.
 EXTRAS ?= dev
 # Further arguments: of the experiment in `make demo`, of pytest in `make test`, of the benchmark in `make bench`.
 ARGS ?=
@@ -15,7 +15,7 @@ STAMP := $(VENV)/.installed-$(subst $(comma),+,$(EXTRAS))
 .PHONY: help setup demo test check bench
 
 help:
-	@echo "make setup   create $(VENV) and install everything there (EXTRAS=dev,gpu adds the GPU engine)"
+	@echo "make setup   create $(VENV) and install everything there (EXTRAS=dev,peers adds other frameworks)"
 	@echo "make demo    train a humanoid to balance, and write curves, checkpoints and a video"
 	@echo "make test    run the checks below, then every test"
 	@echo "make check   lint, formatting, types, and which package imports which"

@@ -190,7 +190,8 @@ def _refuse_changes(saved: Mapping[str, Any], given: Mapping[str, Any], prefix: 
     """Raise InputError at the first field outside `training` that a resume would change."""
     for name, value in given.items():
         old, path = saved.get(name), f"{prefix}{name}"
-        if path == "training" or old == value:
+        # Neither how long to train nor on how many threads to simulate changes what is trained.
+        if path in ("training", "num_threads") or old == value:
             continue
         if isinstance(old, Mapping) and isinstance(value, Mapping):
             _refuse_changes(old, value, path + ".")

@@ -145,6 +145,11 @@ def _recording() -> Iterator[None]:
         _thread.records = before
 
 
+def tracing() -> bool:
+    """Whether a recording is being made: what runs now runs again, as its first replay."""
+    return _depth > 0
+
+
 def recording() -> bool:
     """Whether this call is being recorded by `jit`, and nothing differentiates it."""
     if not getattr(_thread, "records", False) or torch.compiler.is_compiling():

@@ -12,6 +12,7 @@ import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,13 @@ Metrics = Mapping[str, float]
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The records of a `metrics.jsonl`, oldest first; an incomplete last line is left out."""
+    """The records of a `metrics.jsonl`, oldest first; lines that are no record (cut off, damaged) are left out."""
     records = []
-    for line in path.read_text().splitlines():
-        try:
-            records.append(json.loads(line))
-        except ValueError:
-            break
+    for line in path.read_text(errors="replace").splitlines():
+        with suppress(ValueError):
+            record = json.loads(line)
+            if isinstance(record, dict) and {"iteration", "env_steps"} <= record.keys():
+                records.append(record)
     return records
 
 

@@ -179,6 +179,10 @@ def read_record(path: Path) -> dict[str, Any]:
     missing = [name for name in needed if not isinstance(content, dict) or name not in content]
     if missing:
         raise InputError(f"{path} is not a run: {file} lacks {', '.join(missing)}")
+    kinds = {"experiment": str, "module": str, "command": str, "config": dict, "versions": dict, "resumed": list}
+    for name, kind in kinds.items():
+        if not isinstance(content[name], kind):
+            raise InputError(f"{path} is not a run: {name} in {file} must be a {kind.__name__}, got {content[name]!r}")
     if content["format"] != FORMAT:
         raise InputError(f"{file} has format {content['format']}, this rlcore reads {FORMAT}")
     return content

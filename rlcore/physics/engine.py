@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from rlcore.errors import InputError
-from rlcore.jit import DIRECT
+from rlcore.jit import DIRECT, tracing
 from rlcore.tree import pytree, replace
 
 # What can be wrong with a step, as `PhysicsState.fault` tells it.
@@ -214,7 +214,7 @@ FAULTS_KEPT = 16
 
 def record_fault(fault: Fault) -> None:
     """Keep a fault for whoever asks next. Only the first few between two drains are kept; all are counted."""
-    if len(_faults) < FAULTS_KEPT:
+    if len(_faults) < FAULTS_KEPT and not tracing():
         _faults.append(fault)
 
 

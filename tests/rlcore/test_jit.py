@@ -283,7 +283,7 @@ J = torch.tensor([[2, 3, 1], [6, 5, 4]])
 M = torch.tensor([[True, False, True], [False, False, True]])
 
 # Every overload of every operation that a replay calls by its Python binding, with positional and keyword arguments.
-OVERLOADS = {
+OVERLOADS: dict[str, list[Callable[..., Any]]] = {
     **{
         f"{name}.default": [lambda op, x=x: op(x) for x in (X.abs(), X.abs().double())]
         for name in ("abs", "cos", "exp", "log1p", "neg", "sin", "sqrt")

@@ -161,8 +161,8 @@ def test_it_is_differentiated_the_plain_way():
     for fn in (vmap(grad(loss)), jit(vmap(grad(loss)))):
         torch.testing.assert_close(fn(x, mask), expected)
     total = lambda x: vmap(loss)(x, mask).sum()  # noqa: E731
-    for fn in (grad(total), jit(grad(total))):
-        torch.testing.assert_close(fn(x), expected)
+    for whole in (grad(total), jit(grad(total))):
+        torch.testing.assert_close(whole(x), expected)
     assert not any(seen)
     tracked = x.clone().requires_grad_()
     jit(total)(tracked).backward()
@@ -201,9 +201,7 @@ def test_tensors_closed_over():
         )
 
     # Fixed in the recording, it would be wrong in every later call.
-    for part in (0, 1):
-        fn = vmap(lambda *args, part=part: computed(*args)[part], (0, 0, None))
-        assert fn(mask, x, constant).shape == (2, 2)
+    assert [y.shape for y in vmap(computed, (0, 0, None))(mask, x, constant)] == [(2, 2), (2, 2)]
     given = lambda mask, x, shared: masked.where(mask, lambda x: x + shared, (x,), x)  # noqa: E731
     returned = lambda mask, x, shared: masked.where(mask, lambda: shared, (), x)  # noqa: E731
     for fn in (vmap(f, (0, 0, None)) for f in (computed, given, returned)):

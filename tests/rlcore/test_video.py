@@ -6,6 +6,8 @@ import subprocess
 import sys
 
 import mujoco
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -123,6 +125,7 @@ def test_mp4_reads_back(tmp_path, frames):
     path = tmp_path / "new" / "film.mp4"
     # An odd size, which yuv420p cannot hold, loses its last row and column.
     assert write_video(path, frames[:, :47, :63], fps=25) == path
+    reader: Any
     with imageio.get_reader(path) as reader:
         metadata = reader.get_meta_data()
         back = np.stack(list(reader.iter_data()))
@@ -138,6 +141,7 @@ def test_gif_reads_back_at_its_speed(tmp_path, frames):
     from PIL import Image
 
     path = write_video(tmp_path / "film.GIF", frames, fps=30)
+    image: Any
     with Image.open(path) as image:
         assert image.n_frames == 6 and image.size == (64, 48)
         durations, pictures = [], []
