@@ -102,7 +102,7 @@ def progress_line() -> Iterator[Callable[[str], None]]:
 
 def _run(config_class: type, build: Build, argv: list[str]) -> None:
     module, file = _origin(build)
-    command = f"python -m {module}" if file is None else f"python {file}"
+    command = f"{_python()} -m {module}" if file is None else f"{_python()} {file}"
     saved, resume = None, _resume_argument(argv)
     if resume is not None:
         old = read_record(resume)
@@ -137,10 +137,18 @@ def _run(config_class: type, build: Build, argv: list[str]) -> None:
             experiment.close()
     if result.stopped == "iterations":
         print("next:")
-        print(f"  python -m experiments.play {result.run_dir}")
-        print(f"  python -m experiments.evaluate {result.run_dir}")
+        print(f"  {_python()} -m experiments.play {result.run_dir}")
+        print(f"  {_python()} -m experiments.evaluate {result.run_dir}")
         if config.training.tensorboard:
             print(f"  tensorboard --logdir {result.run_dir / 'tensorboard'}")
+
+
+def _python() -> str:
+    """This interpreter, as short as it can be typed here."""
+    try:
+        return str(Path(sys.executable).relative_to(Path.cwd()))
+    except ValueError:
+        return "python"
 
 
 def _leave(code: int, message: str) -> None:

@@ -1,5 +1,7 @@
 """Watch a trained policy: as a film, or in a window where there is a screen."""
 
+import os
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +27,7 @@ class Config:
     checkpoint: str = "best"
     """Which checkpoint: best, last, or an iteration."""
     camera: str = "track"
-    """A camera of the model, such as track, side or front."""
+    """A camera of the model, such as track, side or front; -1 is the free camera."""
     window: bool = False
     """Show a window in real time instead of writing a film (needs a screen)."""
     output: Path | None = None
@@ -64,7 +66,7 @@ def main(config: Config) -> None:
                 output,
                 key=random.key(config.seed),
                 num_robots=config.robots,
-                camera=config.camera,
+                camera=-1 if config.camera == "-1" else config.camera,
                 progress=lambda what, done, total: tell(f"{what}: {done} of {total} pictures"),
             )
     finally:
@@ -81,6 +83,8 @@ def show(env, policy, key) -> None:  # type: ignore[no-untyped-def]
     from rlcore import random, tree
     from rlcore.env import batch
 
+    if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+        raise InputError("no window can be opened: there is no display (leave out --window to write a film)")
     model = env.engine.mjmodel
     data = mujoco.MjData(model)
     batched = batch(env)

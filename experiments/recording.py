@@ -25,7 +25,7 @@ def film(
     *,
     key: Tensor,
     num_robots: int = 4,
-    camera: str = "track",
+    camera: str | int = "track",
     size: tuple[int, int] = (400, 300),
     seconds: float | None = None,
     progress: Callable[[str, int, int], None] | None = None,
@@ -38,7 +38,7 @@ def film(
       path: where to, .mp4 or .gif.
       key: random key of the episodes.
       num_robots: how many.
-      camera: a camera of the model.
+      camera: a camera of the model; -1 is the free camera, which also stands in for a missing `track`.
       size: width and height of each robot's picture, pixels.
       seconds: how much of the episodes to show; all by default.
       progress: called with (what, done, total).
@@ -53,6 +53,8 @@ def film(
 
     tell = progress or (lambda *_: None)
     model = env.engine.mjmodel  # type: ignore[attr-defined]
+    if camera == "track" and camera not in [model.camera(i).name for i in range(model.ncam)]:
+        camera = -1  # the default camera of a model without that one
     # One picture first, so that a camera or a renderer that is not there is told before the episodes are run.
     render_frames(model, model.qpos0[None], camera=camera, width=size[0], height=size[1])
     episodes = evaluate(env, policy, key, num_robots, watched=num_robots)

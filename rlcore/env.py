@@ -263,7 +263,21 @@ def make_env(
         values={n: torch.as_tensor(v, dtype=torch.float64) for n, v in (values or {}).items()},
     )
     # The observation's parts are read off a reset, so that no task states a size twice.
-    state, _ = reset(params, random.key(0))
+    start = engine.forward({}, engine.initial(*initial(params, random.key(0))))
+    remembered = {n: m.init(params, start) for n, m in memories.items()}
+    still = start.qpos.new_zeros(action_size)
+    state = EnvState(start, {**remembered, "last_action": still}, random.key(0), torch.zeros_like(start.fault))
+    for group, parts in observe(params, state).items():
+        for part, value in parts.items():
+            if value.ndim != 1:
+                raise InputError(f"observation part {part!r} of {group!r} must be [k], got {list(value.shape)}")
+    for what, value in [
+        *((f"reward term {term.name!r}", term.fn(params, state, still, state)) for term in terms),
+        ("terminate", terminate(params, start)),
+        *((f"metric {n!r}", v) for n, v in (metrics(params, state, still, state) if metrics else {}).items()),
+    ]:
+        if value.ndim != 0:
+            raise InputError(f"{what} must be one number [], got shape {list(value.shape)}")
     observations = {
         group: tuple((part, int(value.shape[0])) for part, value in parts.items())
         for group, parts in observe(params, state).items()

@@ -147,12 +147,12 @@ def _recording() -> Iterator[None]:
 
 def tracing() -> bool:
     """Whether a recording is being made: what runs now runs again, as its first replay."""
-    return _depth > 0
+    return getattr(_thread, "records", False)
 
 
 def recording() -> bool:
     """Whether this call is being recorded by `jit`, and nothing differentiates it."""
-    if not getattr(_thread, "records", False) or torch.compiler.is_compiling():
+    if not tracing() or torch.compiler.is_compiling():
         return False
     # What an operation's own kernel calls is run, not recorded.
     if torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is None:

@@ -299,6 +299,7 @@ def _finish(
     except Exception as error:
         lines.append(f"warning: no learning curves: {error}")
     if config.video and render is not None and stopped == "iterations":
+        say("filming the policy")
         try:
             render(state, run_dir / "video.mp4")
             lines.append(f"video:           {run_dir / 'video.mp4'}")

@@ -2,6 +2,8 @@
 
 import functools
 import weakref
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -415,7 +417,7 @@ def test_every_overload_that_is_called_by_its_binding_is_tested():
 
 
 @pytest.mark.parametrize("name", OVERLOADS)
-def test_bindings_have_the_bits_of_the_overloads(name, monkeypatch):
+def test_bindings_have_the_bits_of_the_overloads(name):
     packet, overload = name.split(".")
     operation = getattr(getattr(aten, packet), overload)
     for call in OVERLOADS[name]:

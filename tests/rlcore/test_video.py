@@ -4,10 +4,9 @@ import os
 import pathlib
 import subprocess
 import sys
-
-import mujoco
 from typing import Any
 
+import mujoco
 import numpy as np
 import pytest
 import torch
