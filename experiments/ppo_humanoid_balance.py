@@ -28,7 +28,6 @@ class Config:
         default_factory=lambda: PPOConfig(
             num_envs=512,
             num_steps=8,
-            num_epochs=3,
             learning_rate=1e-3,
             kl_target=0.04,
             initial_std=0.4,
@@ -36,7 +35,7 @@ class Config:
             value_layers=(128, 128),
         )
     )
-    training: TrainingConfig = field(default_factory=lambda: TrainingConfig(iterations=800))
+    training: TrainingConfig = field(default_factory=lambda: TrainingConfig(iterations=600))
 
 
 def build(config: Config) -> Experiment:
