@@ -18,7 +18,9 @@ from typing import Any, NamedTuple, ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
+from rlcore.fusion import Kernel, fuse
 from rlcore.tree import tree_flatten, tree_unflatten
+from rlcore.treecode import flattener, unflattener
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -41,31 +43,44 @@ def jit(fn: Callable[P, R]) -> Callable[P, R]:
       RuntimeError: if what the function does depends on a tensor's value, as in `if x > 0` or `x.item()`.
     """
     recordings: dict[Any, _Recording] = {}
+    latest: list[_Recording] = []
 
-    @functools.wraps(fn)
-    def replay(*args: P.args, **kwargs: P.kwargs) -> R:
-        leaves, structure = tree_flatten((args, kwargs))
+    def found(tree: Any) -> tuple[_Recording | None, list[Tensor]]:
+        """The recording for such arguments, and the tensors to replay it on; None inside a transformation."""
+        # What was called last is called again: its own code takes the arguments apart and compares them.
+        for recording in latest:
+            if (tensors := recording.flatten(tree)) is not None:
+                return None if _transformed(tensors) else recording, tensors
+        leaves, structure = tree_flatten(tree)
         if _transformed(leaves):
-            return fn(*args, **kwargs)
+            return None, []
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         signature = (structure, *(_signature(leaf) for leaf in leaves))
         recording = recordings.get(signature)
         if recording is None:
             recording = recordings[signature] = _record(fn, leaves, structure)
-        if recording.trains and torch.is_grad_enabled():
+        latest[:] = [recording]
+        return recording, tensors
+
+    @functools.wraps(fn)
+    def replay(*args: P.args, **kwargs: P.kwargs) -> R:
+        recording, tensors = found((args, kwargs))
+        if recording is None or (recording.trains and torch.is_grad_enabled()):
             return fn(*args, **kwargs)
         with torch.no_grad():
             outputs = recording.graph(*tensors)
             for place in recording.copied:
                 outputs[place] = outputs[place].clone()
-        return tree_unflatten(outputs, recording.structure)
+        result: R = recording.unflatten(outputs)
+        return result
 
     return replay
 
 
 class _Recording(NamedTuple):
     graph: Callable[..., list[Any]]
-    structure: Any
+    flatten: Callable[[Any], list[Tensor] | None]  # the arguments' leaves, if they are like those recorded
+    unflatten: Callable[[list[Any]], Any]
     copied: tuple[int, ...]  # the outputs in the memory of a constant or of another output: a caller may write
     trains: bool  # whether a constant requires gradients, as a module's parameters do
 
@@ -119,13 +134,16 @@ def _record(fn: Callable[..., Any], leaves: list[Any], structure: Any) -> _Recor
     _share_equal_operations(graph.graph)
     graph.graph.eliminate_dead_code()
     copied = {*_places_from_constants(graph.graph), *_places_now_shared(graph.graph, apart)}
+    if _all_pure(graph.graph):
+        graph.graph = fuse(graph.graph, graph)
     _call_directly(graph.graph)
     graph.recompile()
     constants = [*graph.buffers(), *graph.parameters()]
     # An fx module's __call__ goes through hooks; the generated function itself does not.
     return _Recording(
         graph.forward,
-        out_structure[0],
+        flattener(structure, leaves) or (lambda tree: None),
+        unflattener(out_structure[0]),
         tuple(sorted(copied)),
         any(constant.requires_grad for constant in constants),
     )
@@ -201,7 +219,7 @@ DIRECT: dict[Any, Callable[..., Any]] = {}
 
 REPLAYED: dict[Any, Callable[..., Any]] = {}
 """Operations that exist while a recording is made only; their first argument, a number, gives what a replay calls
-for them with the others."""
+for them with the others. In lists of tensors each comes with whether the call may write into it."""
 
 
 _BINDINGS: dict[Any, Callable[..., Any]] = {
@@ -219,12 +237,14 @@ _BINDINGS: dict[Any, Callable[..., Any]] = {
 
 def _call_directly(graph: Any) -> None:
     """A custom operation in Python costs tens of microseconds in dispatch, of which a recording needs nothing."""
-    for node in graph.nodes:
+    order = {node: place for place, node in enumerate(graph.nodes)}
+    for node in reversed(list(graph.nodes)):  # users first, as long as their operations can be told
         if node.op != "call_function":
             continue
         if node.target in REPLAYED:
-            node.target = REPLAYED[node.target](node.args[0])
-            node.args = node.args[1:]
+            replayed = REPLAYED[node.target](node.args[0])
+            node.args = tuple(_hand_over(node, x, order) if isinstance(x, list) else x for x in node.args[1:])
+            node.target = replayed
         elif node.target in DIRECT and _on_cpu(node):
             node.target = DIRECT[node.target]
         elif (packet := getattr(node.target, "overloadpacket", None)) in _BINDINGS and not (
@@ -232,6 +252,29 @@ def _call_directly(graph: Any) -> None:
             packet in (torch.ops.aten.add, torch.ops.aten.sub) and len(node.args) > 2
         ):
             node.target = _BINDINGS[packet]
+
+
+def _hand_over(node: Any, tensors: list[Any], order: dict[Any, int]) -> list[tuple[Any, bool]]:
+    """Each of the tensors given to `node`, and whether nobody needs it any more after that."""
+
+    def is_last(user: Any) -> bool:
+        return user is node or (order[user] < order[node] and _keeps_nothing(user))
+
+    return [(x, tensors.count(x) == 1 and _is_new(x) and all(map(is_last, x.users))) for x in tensors]
+
+
+def _is_new(node: Any) -> bool:
+    """Whether the node is one of several results of a kernel or a custom operation, which are always new memory."""
+    return node.target is operator.getitem and _makes_new(node.args[0].target)
+
+
+def _makes_new(operation: Any) -> bool:
+    return isinstance(operation, Kernel) or operation in DIRECT or operation in DIRECT.values()
+
+
+def _keeps_nothing(node: Any) -> bool:
+    """Whether the operation's result shares no memory with its arguments."""
+    return node.op == "call_function" and (_makes_new(node.target) or not _is_view(node.target))
 
 
 def _on_cpu(node: Any) -> bool:
@@ -245,9 +288,9 @@ def _share_equal_operations(graph: Any) -> None:
     Nothing recorded here writes into its arguments or draws from a generator; a graph in which something does is
     left as it is.
     """
-    calls = [node for node in graph.nodes if node.op == "call_function"]
-    if not all(_is_pure(node.target) for node in calls):
+    if not _all_pure(graph):
         return
+    calls = [node for node in graph.nodes if node.op == "call_function"]
     seen: dict[Any, Any] = {}
     for node in calls:
         signature = (node.target, _hashable(node.args), _hashable(node.kwargs))
@@ -255,6 +298,10 @@ def _share_equal_operations(graph: Any) -> None:
         if first is not node:
             node.replace_all_uses_with(first)
             graph.erase_node(node)
+
+
+def _all_pure(graph: Any) -> bool:
+    return all(_is_pure(node.target) for node in graph.nodes if node.op == "call_function")
 
 
 def _is_pure(operation: Any) -> bool:

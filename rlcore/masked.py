@@ -119,18 +119,25 @@ def _replay(number: int) -> Callable[..., list[Tensor]]:
     """What a finished recording calls for the operation of that number."""
     function = _functions.pop(number)
 
-    def masked_rows(mask: Tensor, inputs: Sequence[Tensor], others: Sequence[Tensor]) -> list[Tensor]:
-        return _masked_rows(function, mask, inputs, others)
+    def masked_rows(
+        mask: Tensor, inputs: Sequence[tuple[Tensor, bool]], others: Sequence[tuple[Tensor, bool]]
+    ) -> list[Tensor]:
+        return _masked_rows(function, mask, [x for x, _ in inputs], others)
 
     return masked_rows
 
 
-def _masked_rows(function: _Function, mask: Tensor, inputs: Sequence[Tensor], others: Sequence[Tensor]) -> list[Tensor]:
-    """The operation, for any leading axes. Where no row is asked for, it returns `others` themselves."""
+def _masked_rows(
+    function: _Function, mask: Tensor, inputs: Sequence[Tensor], others: Sequence[tuple[Tensor, bool]]
+) -> list[Tensor]:
+    """The operation, for any leading axes; each of `others` comes with whether it may be written into.
+
+    Where no row is asked for, it returns `others` themselves.
+    """
     lead = mask.shape
     rows = mask.reshape(-1).nonzero().squeeze(-1)
     if len(rows) == 0:
-        return list(others)
+        return [other for other, _ in others]
     count = math.prod(lead)
     # Sizes are rounded up to powers of two from 8 on, repeating the last row, so that few recordings serve them all.
     size = min(count, max(8, 1 << (len(rows) - 1).bit_length()))
@@ -146,10 +153,12 @@ def _masked_rows(function: _Function, mask: Tensor, inputs: Sequence[Tensor], ot
     outputs = function.batched[shared](*gathered)
     if all(shared):  # one result for all
         outputs = [output.expand(size, *output.shape) for output in outputs]
-    return [
-        other.reshape(count, *output.shape[1:]).index_copy(0, rows, output[: len(rows)]).reshape(other.shape)
-        for other, output in zip(others, outputs, strict=True)
-    ]
+    chosen = []
+    for (other, ours), output in zip(others, outputs, strict=True):
+        to = other if ours and other.is_contiguous() else other.clone(memory_format=torch.contiguous_format)
+        to.view(count, *output.shape[1:]).index_copy_(0, rows, output[: len(rows)])
+        chosen.append(to)
+    return chosen
 
 
 @torch.library.custom_op("rlcore::masked", mutates_args=())

@@ -84,21 +84,72 @@ def _rounds(x0, x1, first, r0, r1, r2, r3, k0, k1):
     return np.uint32(x0 + k0), np.uint32(x1 + k1 + np.uint32(first))
 
 
+@numba.njit(inline="always")
+@no_type_check
+def _words(k0, k1, high, low):
+    """The two words of a counter (its high and low word) under a key."""
+    k2 = k0 ^ k1 ^ np.uint32(_PARITY)
+    a, b = np.uint32(high + k0), np.uint32(low + k1)
+    a, b = _rounds(a, b, 1, 13, 15, 26, 6, k1, k2)
+    a, b = _rounds(a, b, 2, 17, 29, 16, 24, k2, k0)
+    a, b = _rounds(a, b, 3, 13, 15, 26, 6, k0, k1)
+    a, b = _rounds(a, b, 4, 17, 29, 16, 24, k1, k2)
+    return _rounds(a, b, 5, 13, 15, 26, 6, k2, k0)
+
+
 @numba.njit(cache=True, nogil=True)
 @no_type_check
-def _encipher(keys, counters, x0, x1):
-    """Encipher int64 counters `[C, n]` under int64 keys `[K, 2]`, C being K or 1, into uint32 words `[K, n]`."""
+def _encipher(keys, start, x0, x1):
+    """Encipher the counters `start`, `start + 1`, ... under int64 keys `[K, 2]`, into uint32 words `[K, n]`."""
     for i in range(keys.shape[0]):
         k0, k1 = np.uint32(keys[i, 0]), np.uint32(keys[i, 1])
-        k2 = k0 ^ k1 ^ np.uint32(_PARITY)
-        row = counters[i if counters.shape[0] > 1 else 0]
         for j in range(x0.shape[1]):
-            a, b = np.uint32(np.uint32(row[j] >> 32) + k0), np.uint32(np.uint32(row[j]) + k1)
-            a, b = _rounds(a, b, 1, 13, 15, 26, 6, k1, k2)
-            a, b = _rounds(a, b, 2, 17, 29, 16, 24, k2, k0)
-            a, b = _rounds(a, b, 3, 13, 15, 26, 6, k0, k1)
-            a, b = _rounds(a, b, 4, 17, 29, 16, 24, k1, k2)
-            x0[i, j], x1[i, j] = _rounds(a, b, 5, 13, 15, 26, 6, k2, k0)
+            counter = start + j
+            x0[i, j], x1[i, j] = _words(k0, k1, np.uint32(counter >> 32), np.uint32(counter))
+
+
+@numba.njit(cache=True, nogil=True)
+@no_type_check
+def _encipher_each(keys, counters, out):
+    """Encipher int64 counters `[N]`, each under its key of `[N, 2]`, into `[N, 2]`; a null key gives a null key."""
+    for i in range(keys.shape[0]):
+        if keys[i, 0] < 0:
+            out[i, 0] = out[i, 1] = -1
+        else:
+            high, low = np.uint32(counters[i] >> 32), np.uint32(counters[i])
+            a, b = _words(np.uint32(keys[i, 0]), np.uint32(keys[i, 1]), high, low)
+            out[i, 0], out[i, 1] = a, b
+
+
+@numba.njit(cache=True, nogil=True)
+@no_type_check
+def _draw_pairs(keys, start, out):
+    """Both words of n counters under each key, `[K, n, 2]`; null keys under a null key."""
+    for i in range(keys.shape[0]):
+        for j in range(out.shape[1]):
+            if keys[i, 0] < 0:
+                out[i, j, 0] = out[i, j, 1] = -1
+            else:
+                counter = start + j
+                high, low = np.uint32(counter >> 32), np.uint32(counter)
+                a, b = _words(np.uint32(keys[i, 0]), np.uint32(keys[i, 1]), high, low)
+                out[i, j, 0], out[i, j, 1] = a, b
+
+
+@numba.njit(cache=True, nogil=True)
+@no_type_check
+def _draw_uniform(keys, start, low, span, out):
+    """n float64 numbers of 52 bits in [low, low + span) under each key, `[K, n]`; zeros under a null key."""
+    for i in range(keys.shape[0]):
+        for j in range(out.shape[1]):
+            if keys[i, 0] < 0:
+                out[i, j] = 0.0
+            else:
+                counter = start + j
+                a, b = _words(
+                    np.uint32(keys[i, 0]), np.uint32(keys[i, 1]), np.uint32(counter >> 32), np.uint32(counter)
+                )
+                out[i, j] = (np.float64(a) * 2.0**20 + np.float64(b >> np.uint32(12))) * 2.0**-52 * span + low
 
 
 def _polynomial_numpy(x: Any, offset: float, coefficients: Sequence[float]) -> Any:
@@ -186,23 +237,24 @@ def _draw_numpy(
     count = math.prod(shape)
     pairs = (2,) if kind == "pairs" else ()
     keys = np.ascontiguousarray(key.numpy().reshape(-1, 2))
+    out = torch.empty((*key.shape[:-1], *shape, *pairs), dtype=dtype)
+    flat = out.numpy().reshape(len(keys), count, *pairs)
+    if kind == "pairs":
+        _draw_pairs(keys, start, flat)
+        return out
+    if kind == "uniform" and dtype == torch.float64 and span >= 0.0:
+        _draw_uniform(keys, start, low, span, flat)
+        return out
     live = keys[:, 0] >= 0
     every = bool(live.all())
     rows = len(keys) if every else int(live.sum())
-    out = torch.empty((*key.shape[:-1], *shape, *pairs), dtype=dtype)
-    flat = out.view(len(keys), count, *pairs).numpy()
     if not every:
         flat[...] = _null_value(kind)
         keys = keys[live]
     if rows:
         words = np.empty((2, rows, count), np.uint32)
-        counters = np.arange(start, start + count).reshape(1, count)
-        _encipher(keys, counters, words[0], words[1])
-        where = ... if every else live
-        if kind == "pairs":
-            flat[where] = words.transpose(1, 2, 0)
-        else:
-            flat[where] = _finish_numpy(words[0], words[1], kind, dtype, low, span)
+        _encipher(keys, start, words[0], words[1])
+        flat[... if every else live] = _finish_numpy(words[0], words[1], kind, dtype, low, span)
     return out
 
 
@@ -288,15 +340,14 @@ def _threefry2x32(key: Tensor, counter: Tensor) -> Tensor:
 
 @_threefry2x32.register_kernel("cpu")
 def _threefry2x32_cpu(key: Tensor, counter: Tensor) -> Tensor:
-    lead = torch.broadcast_shapes(key.shape[:-1], counter.shape)
-    keys = np.ascontiguousarray(key.expand(*lead, 2).numpy().reshape(-1, 2))
-    counters = np.ascontiguousarray(counter.expand(lead).numpy().reshape(-1, 1))
-    live = keys[:, 0] >= 0
-    out = torch.full((*lead, 2), -1)
-    if live.any():
-        words = np.empty((2, int(live.sum()), 1), np.uint32)
-        _encipher(keys[live], counters[live], words[0], words[1])
-        out.view(-1, 2).numpy()[live] = words[:, :, 0].T
+    lead = key.shape[:-1]
+    if lead != counter.shape:
+        lead = torch.broadcast_shapes(lead, counter.shape)
+        key, counter = key.expand(*lead, 2), counter.expand(lead)
+    keys = np.ascontiguousarray(key.numpy().reshape(-1, 2))
+    counters = np.ascontiguousarray(counter.numpy().reshape(-1))
+    out = torch.empty((*lead, 2), dtype=torch.int64)
+    _encipher_each(keys, counters, out.numpy().reshape(-1, 2))
     return out
 
 

@@ -59,7 +59,16 @@ def pytree(cls: type[T]) -> type[T]:
         serialized_type_name=f"{data_cls.__module__}.{data_cls.__qualname__}",
         flatten_with_keys_fn=flatten_with_keys,
     )
+    _known[data_cls] = children, statics
     return data_cls
+
+
+_known: dict[type, tuple[tuple[str, ...], tuple[str, ...]]] = {}
+
+
+def children_of(cls: type) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
+    """The names of the children and of the static fields of a `pytree` class; None for another class."""
+    return _known.get(cls)
 
 
 def replace(tree: T, **changes: Any) -> T:
