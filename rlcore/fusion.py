@@ -3,9 +3,10 @@
 At a few hundred robots an operation of torch costs more to call than to compute. `fuse` gathers the elementwise
 operations between two steps of physics, two draws or two sums into one kernel each, written as LLVM code for the
 processor at hand. It takes only operations whose result IEEE 754 fixes to the last bit (sums of two, products,
-quotients, comparisons, copies) and never reorders or contracts them, so a kernel has the bits of the
-operations that it replaces. Exponentials, sines, roots (which torch's libraries do not round exactly), sums over an axis
-and whatever else it does not know stay what they are. It compiles in milliseconds, needs no compiler on the machine, and serves tensors on the CPU only.
+quotients, comparisons, copies) and never reorders or contracts them, so a kernel has the bits of the operations that it
+replaces. Exponentials, sines, roots (which torch's libraries do not round exactly), sums over an axis and whatever else
+it does not know stay what they are. It compiles in milliseconds, needs no compiler on the machine, and serves tensors
+on the CPU only.
 """
 
 import ctypes
@@ -221,6 +222,7 @@ _ARITHMETIC: dict[Any, Callable[..., str]] = {
     _ATEN.mul.Tensor: _arithmetic("fmul", "mul"),
     _ATEN.mul.Scalar: _arithmetic("fmul", "mul"),
     _ATEN.div.Tensor: _arithmetic("fdiv", None),
+    _ATEN.reciprocal.default: _float_only(lambda code, kind, x: code.let(f"fdiv {kind} {code.number(1.0, kind)}, {x}")),
     _ATEN.neg.default: _float_only(lambda code, kind, x: code.let(f"fneg {kind} {x}")),
     _ATEN.abs.default: _absolute,
     _ATEN.clamp.default: _clamp,
@@ -499,7 +501,9 @@ class _Plan:
     def _emit(self, new: Any, level: int, twin: Callable[[Any], Any], twins: dict[Any, Any]) -> None:
         nodes = self.levels[level]
         outputs = [
-            n for n in nodes if any(user not in self.computed or self.computed[user] != level for user in self.readers(n))
+            n
+            for n in nodes
+            if any(user not in self.computed or self.computed[user] != level for user in self.readers(n))
         ]
         if not outputs:
             return
@@ -615,11 +619,11 @@ class Kernel:
             self._memory[node] = f"%out{place}"
         shared = [n for n in nodes if not plan.by_rows(n)]
         rowed = [n for n in nodes if plan.by_rows(n)]
-        for node in shared:
-            self._store(node, None)
+        self._store_all(shared, None)
         if rowed:
-            self._code.loop(0, plan.rows, lambda i: [self._store(node, i) for node in rowed] and None)
-        self._call, self._owned = _compiled(self._source())
+            self._code.loop(0, "%rows", lambda i: self._store_all(rowed, i))
+        self._rows = plan.rows
+        self._call = _compiled(self._source()).call
         self._made = [(tuple(_value(n).shape), _value(n).dtype) for n in outputs]
         # Strides of arguments and constants are those of the recording; others are made contiguous if they are not.
         self._packed = [i for i, n in enumerate(self.inputs) if n.op not in ("placeholder", "get_attr")]
@@ -631,18 +635,18 @@ class Kernel:
         given = list(inputs)
         for i in self._packed:
             given[i] = given[i].contiguous()
-        self._call(self._pointers(*[x.data_ptr() for x in made], *[x.data_ptr() for x in given]))
+        self._call(self._rows, self._pointers(*[x.data_ptr() for x in made], *[x.data_ptr() for x in given]))
         return made
 
     def _source(self) -> str:
         """The whole module: an entry that takes an array of pointers, and the body to which none may alias."""
         names = [f"%out{i}" for i in range(len(self.outputs))] + [f"%in{i}" for i in range(len(self.inputs))]
-        parameters = ", ".join(f"ptr noalias {name}" for name in names)
+        parameters = ", ".join(["i64 %rows", *(f"ptr noalias {name}" for name in names)])
         loads = []
         for i in range(len(names)):
             loads.append(f"  %a{i} = getelementptr i64, ptr %pointers, i64 {i}")
             loads.append(f"  %p{i} = load ptr, ptr %a{i}")
-        arguments = ", ".join(f"ptr %p{i}" for i in range(len(names)))
+        arguments = ", ".join(["i64 %rows", *(f"ptr %p{i}" for i in range(len(names)))])
         return "\n".join(
             [
                 "declare double @llvm.fabs.f64(double)",
@@ -653,7 +657,7 @@ class Kernel:
                 *self._code.lines,
                 "  ret void",
                 "}",
-                "define void @kernel(ptr %pointers) {",
+                "define void @kernel(i64 %rows, ptr %pointers) {",
                 "entry:",
                 *loads,
                 f"  call void @body({arguments})",
@@ -699,6 +703,10 @@ class Kernel:
         if kind == "i1":
             kind, x = "i8", code.let(f"zext i1 {x} to i8")
         code.lines.append(f"  store {kind} {x}, ptr {pointer}")
+
+    def _store_all(self, nodes: Iterable[Any], row: str | None) -> None:
+        for node in nodes:
+            self._store(node, row)
 
     def _store(self, node: Any, row: str | None) -> None:
         """Compute a node where it stands, unless its one user computes it on the way."""
@@ -777,7 +785,9 @@ class Kernel:
         code, target, dtype = self._code, node.target, _value(node).dtype
         if target in _JOINED:  # of one element in all
             part = _numbers_and_tensors(node)[0]
-            return self._element(part, tuple(0 if n == 1 else i for i, n in zip(index, _value(part).shape, strict=False)))
+            return self._element(
+                part, tuple(0 if n == 1 else i for i, n in zip(index, _value(part).shape, strict=False))
+            )
         if target is _ATEN.pow.Tensor_Scalar:
             x = self._operand(node.args[0], index, dtype)
             return code.let(f"fmul {_TYPES[dtype]} {x}, {x}")
@@ -793,30 +803,26 @@ class Kernel:
         return _ARITHMETIC[target](code, _TYPES[dtype], *operands)
 
 
-@functools.cache
-def _machine() -> Any:
+class _Compiled(NamedTuple):
+    call: Callable[[int, Any], None]
+    engine: Any  # owns the code
+
+
+@functools.lru_cache(maxsize=1024)
+def _compiled(source: str) -> _Compiled:
+    """The function in a module of LLVM code. The code knows no batch size, so that one serves all."""
     import llvmlite.binding as llvm
 
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
     features = llvm.get_host_cpu_features().flatten()
     target = llvm.Target.from_default_triple()
-    return target.create_target_machine(cpu=llvm.get_host_cpu_name(), features=features, opt=2)
-
-
-def _compiled(source: str) -> tuple[Callable[[Any], None], Any]:
-    """The function in a module of LLVM code, and what must live as long as it does."""
-    import llvmlite.binding as llvm
-
-    machine = _machine()
+    machine = target.create_target_machine(cpu=llvm.get_host_cpu_name(), features=features, opt=2)
     module = llvm.parse_assembly(source)
     module.verify()
-    tuning = llvm.create_pipeline_tuning_options(speed_level=2)
-    builder = llvm.create_pass_builder(machine, tuning)
+    builder = llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options(speed_level=2))
     builder.getModulePassManager().run(module, builder)
-    # The engine takes the machine with it, so each has its own.
-    _machine.cache_clear()
     engine = llvm.create_mcjit_compiler(module, machine)
     engine.finalize_object()
-    call = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(engine.get_function_address("kernel"))
-    return call, engine
+    kind = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_void_p)
+    return _Compiled(kind(engine.get_function_address("kernel")), engine)

@@ -48,9 +48,9 @@ def jit(fn: Callable[P, R]) -> Callable[P, R]:
     def found(tree: Any) -> tuple[_Recording | None, list[Tensor]]:
         """The recording for such arguments, and the tensors to replay it on; None inside a transformation."""
         # What was called last is called again: its own code takes the arguments apart and compares them.
-        for recording in latest:
-            if (tensors := recording.flatten(tree)) is not None:
-                return None if _transformed(tensors) else recording, tensors
+        for last in latest:
+            if (known := last.flatten(tree)) is not None:
+                return (None, []) if _transformed(known) else (last, known)
         leaves, structure = tree_flatten(tree)
         if _transformed(leaves):
             return None, []
@@ -129,6 +129,7 @@ def _record(fn: Callable[..., Any], leaves: list[Any], structure: Any) -> _Recor
         # Tracing tells tensors apart by identity: one tensor given for two arguments would be recorded as one
         # argument, and replayed so when they differ.
         graph = make_fx(flat, tracing_mode="real")(*(leaves[place].detach() for place in places))
+    _write_elsewhere(graph.graph)
     apart = _memory_of_outputs(graph.graph)
     _drop_idle_views(graph.graph)
     _share_equal_operations(graph.graph)
@@ -197,6 +198,33 @@ def one_thread(rows: int) -> Iterator[None]:
 
 
 _SHARED_ROWS = 2048
+
+
+def _write_elsewhere(graph: Any) -> None:
+    """Replace the writes in place of torch's own derivatives by operations with a result of their own.
+
+    Only where what is written was made here, and nobody looks at the same memory in another way.
+    """
+    for node in list(graph.nodes):
+        pure = _OUT_OF_PLACE.get(node.target)
+        written = node.args[0] if pure else None
+        if written is None or written.op != "call_function" or _is_view(written.target):
+            continue
+        if any(user.op == "call_function" and user is not node and _is_view(user.target) for user in written.users):
+            continue
+        node.target = pure
+        before = True  # users that read what was there before the write
+        for other in list(graph.nodes):
+            if other is node:
+                before = False
+            elif not before:
+                other.replace_input_with(written, node)
+
+
+_OUT_OF_PLACE: dict[Any, Any] = {
+    torch.ops.aten.masked_fill_.Scalar: torch.ops.aten.masked_fill.Scalar,
+    torch.ops.aten.masked_fill_.Tensor: torch.ops.aten.masked_fill.Tensor,
+}
 
 
 def _drop_idle_views(graph: Any) -> None:

@@ -1,7 +1,7 @@
 """Python code for one structure of trees: to take such a tree apart and to put it together.
 
 `tree_flatten` looks up how each node of a tree is taken apart; for a tree seen before, code that knows its nodes does
-the same in a tenth of the time. This module knows tuples, lists, dicts, None and what `rlcore.tree.pytree` made.
+the same in a tenth of the time. This module knows tuples, lists, dicts and what `rlcore.tree.pytree` made.
 """
 
 from collections.abc import Callable
@@ -63,9 +63,6 @@ def flattener(structure: Any, leaves: list[Any]) -> Callable[[Any], list[Tensor]
             return True
         name = code.name()
         code.lines.append(f"{name} = {tree}")
-        if spec.type is type(None):
-            need(f"{name} is None")
-            return True
         need(f"type({name}) is {code.constant(spec.type)}")
         if spec.type in (tuple, list):
             need(f"len({name}) == {len(spec.children())}")
@@ -99,8 +96,6 @@ def unflattener(structure: Any) -> Callable[[list[Any]], Any]:
         if spec.is_leaf():
             place += 1
             return f"leaves[{place - 1}]"
-        if spec.type is type(None):
-            return "None"
         parts = [visit(child) for child in spec.children()]
         if None in parts:
             return None
@@ -115,9 +110,7 @@ def unflattener(structure: Any) -> Callable[[list[Any]], Any]:
             return None
         children, statics = known
         fields = [f"{field}={part}" for field, part in zip(children, parts, strict=True)]
-        fields += [
-            f"{field}={code.constant(value)}" for field, value in zip(statics, spec.context, strict=True)
-        ]
+        fields += [f"{field}={code.constant(value)}" for field, value in zip(statics, spec.context, strict=True)]
         return f"made({code.constant(spec.type)}, {', '.join(fields)})"
 
     expression = visit(structure)
@@ -131,6 +124,6 @@ def unflattener(structure: Any) -> Callable[[list[Any]], Any]:
 
 def _made(cls: type, **fields: Any) -> Any:
     """An instance without `__init__`, as `rlcore.tree` makes it."""
-    new = object.__new__(cls)
+    new: Any = object.__new__(cls)
     new.__dict__.update(fields)
     return new
