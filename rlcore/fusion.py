@@ -1,12 +1,12 @@
 """Turn the small operations of a recording into a few kernels of machine code.
 
 At a few hundred robots an operation of torch costs more to call than to compute. `fuse` gathers the elementwise
-operations between two steps of physics, two draws or two sums into one kernel each, written as LLVM code for the
-processor at hand. It takes only operations whose result IEEE 754 fixes to the last bit (sums of two, products,
+operations between two steps of physics, two draws or two exponentials into one kernel each, written as LLVM code for
+the processor at hand. It takes only operations whose result IEEE 754 fixes to the last bit (sums of two, products,
 quotients, comparisons, copies) and never reorders or contracts them, so a kernel has the bits of the operations that it
-replaces. Exponentials, sines, roots (which torch's libraries do not round exactly), sums over an axis and whatever else
-it does not know stay what they are. It compiles in milliseconds, needs no compiler on the machine, and serves tensors
-on the CPU only.
+replaces. Short sums over the last axis are added in the order in which torch adds them. Exponentials, sines, roots
+(which torch's libraries do not round exactly) and whatever else it does not know stay what they are. It compiles in
+milliseconds, needs no compiler on the machine, and serves tensors on the CPU only.
 """
 
 import ctypes
@@ -286,6 +286,8 @@ def _fusable(node: Any) -> bool:
     floats = value.dtype.is_floating_point
     if target in _JOINED:
         return all(dtype == value.dtype for dtype in dtypes)
+    if target in _REDUCING:
+        return _reduced(node) is not None
     if target is _ATEN.pow.Tensor_Scalar:
         return bool(node.args[1] == 2) and floats and dtypes[0] == value.dtype
     if target is _ATEN.where.self:
@@ -314,6 +316,81 @@ def _fusable(node: Any) -> bool:
     if not floats and getattr(emit, "float_only", False):
         return False
     return all(_converts(dtype, value.dtype) for dtype in dtypes)
+
+
+def _reduced(node: Any) -> Any:
+    """What a sum or mean over the last axis adds up, where a kernel knows the order in which torch does."""
+    if node.target not in _REDUCING or len(node.args) < 2 or not node.args[1] or node.kwargs:
+        return None
+    x = node.args[0]
+    value = _value(x)
+    if value.ndim < 2 or [_normal(axis, value.ndim) for axis in node.args[1]] != [value.ndim - 1]:
+        return None
+    count = value.shape[-1]
+    if value.dtype not in (torch.float64, torch.float32) or not 2 <= count <= _MOST_ADDED:
+        return None
+    # Row after row, each in one piece: elsewhere torch adds in another order.
+    if value.stride(-1) != 1 or any(
+        s < count for s, n in zip(value.stride()[:-1], value.shape[:-1], strict=True) if n > 1
+    ):
+        return None
+    return x if _summands(count, value.dtype) else None
+
+
+_MOST_ADDED = 64
+_REDUCING = (_ATEN.sum.dim_IntList, _ATEN.mean.dim)
+
+
+@functools.cache
+def _summands(count: int, dtype: torch.dtype) -> Any:
+    """The order in which torch adds `count` numbers that lie side by side, as nested pairs of their places.
+
+    torch adds vectors of the processor's width, four at a time, then what is left over, then the vector's parts. How
+    wide they are here is found by trying, on numbers whose sum depends on it; None if torch does something else.
+    """
+    x = (torch.rand(64, count, generator=torch.Generator().manual_seed(0), dtype=torch.float64) - 0.5).to(dtype)
+    x = x * (10.0 ** torch.arange(count).remainder(7)).to(dtype)
+    for width in (2, 4, 8, 16):
+        tree = _vector_sum(count, width)
+        if torch.equal(_added(tree, x), x.sum(-1)):
+            return tree
+    return None
+
+
+def _vector_sum(count: int, width: int) -> Any:
+    """The order of additions of `count` numbers in vectors of `width`; None stands for the zero at a beginning."""
+
+    def row(places: list[Any], add: Callable[[Any, Any], Any], zero: Any) -> Any:
+        """Four sums side by side, then the rest, then the four."""
+        parts = [zero] * 4
+        whole = len(places) // 4 * 4
+        for i, place in enumerate(places):
+            lane = i % 4 if i < whole else 0
+            parts[lane] = add(parts[lane], place)
+        total = parts[0]
+        for part in parts[1:]:
+            total = add(total, part)
+        return total
+
+    pair = lambda a, b: (a, b)  # noqa: E731
+    if count < width:
+        return row(list(range(count)), pair, None)
+    whole = count // width
+    vectors = [[i * width + lane for lane in range(width)] for i in range(whole)]
+    lanes = row(vectors, lambda a, b: [(x, y) for x, y in zip(a, b, strict=True)], [None] * width)
+    total: Any = None
+    for place in range(whole * width, count):
+        total = (total, place)
+    for lane in lanes:
+        total = (total, lane)
+    return total
+
+
+def _added(tree: Any, x: Tensor) -> Tensor:
+    """The sum of `x` `[N, count]` over its last axis in that order."""
+    if tree is None:
+        return torch.zeros_like(x[:, 0])
+    return x[:, tree] if isinstance(tree, int) else _added(tree[0], x) + _added(tree[1], x)
 
 
 _LOGICAL = (_ATEN.bitwise_and.Tensor, _ATEN.bitwise_or.Tensor, _ATEN.bitwise_xor.Tensor)
@@ -420,7 +497,7 @@ class _Plan:
             if base in self.computed and self.by_rows(base):
                 if not by_rows or not self.by_rows(x):
                     return False
-                if node.target not in _JOINED and _value(x).ndim != value.ndim:
+                if node.target not in (*_JOINED, *_REDUCING) and _value(x).ndim != value.ndim:
                     return False  # broadcast from the right: its rows are another axis
         return True
 
@@ -723,7 +800,8 @@ class Kernel:
         readers = self.plan.readers(node)
         joined = node.target in _JOINED
         if node not in self._memory:
-            if not joined and len(readers) == 1:
+            # What is added up is computed in a loop of its own, since the additions are written out.
+            if not joined and len(readers) == 1 and readers[0].target not in _REDUCING:
                 return
             self._memory[node] = code.name()
             kind = "i8" if _value(node).dtype == torch.bool else _TYPES[_value(node).dtype]
@@ -788,6 +866,8 @@ class Kernel:
             return self._element(
                 part, tuple(0 if n == 1 else i for i, n in zip(index, _value(part).shape, strict=False))
             )
+        if target in _REDUCING:
+            return self._sum(node, index)
         if target is _ATEN.pow.Tensor_Scalar:
             x = self._operand(node.args[0], index, dtype)
             return code.let(f"fmul {_TYPES[dtype]} {x}, {x}")
@@ -801,6 +881,26 @@ class Kernel:
             return _COMPARISONS[target](code, _TYPES[common], *(self._operand(x, index, common) for x in node.args))
         operands = [None if x is None else self._operand(x, index, dtype) for x in node.args]
         return _ARITHMETIC[target](code, _TYPES[dtype], *operands)
+
+    def _sum(self, node: Any, index: Index) -> str:
+        """A sum or mean over the last axis, added in torch's order."""
+        code, x, kind = self._code, node.args[0], _TYPES[_value(node).dtype]
+        value = _value(x)
+        index = index[: value.ndim - 1]  # without the axis that keepdim leaves
+        zero = code.number(0.0, kind)
+        elements = [self._element(x, (*index, i)) for i in range(value.shape[-1])]
+
+        def added(tree: Any) -> str:
+            if tree is None:
+                return zero
+            if isinstance(tree, int):
+                return elements[tree]
+            return code.let(f"fadd {kind} {added(tree[0])}, {added(tree[1])}")
+
+        total = added(_summands(value.shape[-1], value.dtype))
+        if node.target is _ATEN.mean.dim:
+            total = code.let(f"fdiv {kind} {total}, {code.number(value.shape[-1], kind)}")
+        return total
 
 
 class _Compiled(NamedTuple):
