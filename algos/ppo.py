@@ -80,6 +80,9 @@ class PPOConfig:
     """Scale each batch's advantages to mean 0 and deviation 1."""
     initial_std: float = 1.0
     """Standard deviation of actions at the start."""
+    policy_average: float = 0.0
+    """Decay, per iteration, of the running mean of the policy's parameters that evaluation, film and export use: large
+    steps leave the newest policy a little to one side or the other of where learning is. 0 takes the newest."""
     policy_layers: tuple[int, ...] = (256, 128, 64)
     """Hidden layers of the policy."""
     value_layers: tuple[int, ...] = (256, 128, 64)
@@ -103,6 +106,7 @@ class PPOConfig:
             _check(self, name, value is None or 0 < value < math.inf, "more than 0, or None")
         for name in ("discount", "gae_lambda"):
             _check(self, name, 0 <= getattr(self, name) <= 1, "between 0 and 1")
+        _check(self, "policy_average", 0 <= self.policy_average < 1, "at least 0 and below 1")
         low, high = self.learning_rate_bounds
         _check(self, "learning_rate_bounds", 0 < low <= high < math.inf, "a low and a high value above 0")
         for name in ("policy_layers", "value_layers"):
@@ -280,6 +284,7 @@ class TrainState:
 
     Attributes:
       params: what is learned.
+      averaged: the policy network that acts when learning is over: a running mean of `params.policy`.
       optimizer: Adam's moments.
       observation_moments: of each observation group that is used.
       value_moments: of returns.
@@ -292,6 +297,7 @@ class TrainState:
     """
 
     params: Networks
+    averaged: Any
     optimizer: AdamState
     observation_moments: dict[str, Moments]
     value_moments: Moments
@@ -448,6 +454,7 @@ def make_ppo(env: Env, config: PPOConfig) -> Algorithm:
         names = ("learning_rate", "discount", "gae_lambda", "clip", "entropy_coefficient")
         return TrainState(
             params=params,
+            averaged=params.policy,
             optimizer=adam_init(params),
             # Reset states alone have parts that never vary; until the first trajectory nothing is scaled.
             observation_moments={g: moments_init(obs[g].shape[-1]) for g in groups},
@@ -476,6 +483,7 @@ def make_ppo(env: Env, config: PPOConfig) -> Algorithm:
         metrics |= episode_metrics(episodes)
         state = TrainState(
             params=params,
+            averaged=_averaged(state, params.policy, config.policy_average),
             optimizer=optimizer,
             observation_moments=observation_moments,
             value_moments=value_moments,
@@ -492,10 +500,22 @@ def make_ppo(env: Env, config: PPOConfig) -> Algorithm:
 
     def policy(state: TrainState, obs: Obs, key: Tensor | None = None) -> Tensor:
         scaled_obs = scaled(state.observation_moments, "policy", obs["policy"])
-        mean = policy_net.apply(state.params.policy, scaled_obs)
+        mean = policy_net.apply(state.averaged, scaled_obs)
         return mean if key is None else gaussian_sample(key, mean, state.params.log_std)
 
     return Algorithm(init, update, jit(policy))
+
+
+def _averaged(state: TrainState, policy: Any, decay: float) -> Any:
+    """The running mean after one more policy (Polyak and Juditsky 1992).
+
+    In the first iterations it forgets faster, so that what it began with does not stay.
+    """
+    if decay == 0.0:
+        return policy
+    seen = state.iteration.to(torch.float32)
+    keep = torch.clamp((1.0 + seen) / (10.0 + seen), max=decay)
+    return tree.map_leaves(lambda old, new: keep * old + (1.0 - keep) * new, state.averaged, policy)
 
 
 def _adapted(coefficients: dict[str, Tensor], kl: Tensor, config: PPOConfig) -> dict[str, Tensor]:

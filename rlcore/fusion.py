@@ -23,6 +23,9 @@ _ATEN = torch.ops.aten
 # Larger results are left to torch, which has threads for them and costs little to call by comparison.
 _LARGEST = 1 << 20
 
+# A kernel keeps no more numbers than this on its stack for a result that is not computed row by row.
+_MOST_SHARED = 256
+
 _TYPES = {torch.float64: "double", torch.float32: "float", torch.int64: "i64", torch.int32: "i32", torch.bool: "i1"}
 _BYTES = {torch.float64: 8, torch.float32: 4, torch.int64: 8, torch.int32: 4, torch.bool: 1}
 
@@ -441,7 +444,7 @@ class _Plan:
         return max(counts, key=lambda size: (counts[size], size), default=0)
 
     def by_rows(self, node: Any) -> bool:
-        """Whether the node is computed row by row; otherwise it is small, and computed before the rows."""
+        """Whether the node is computed row by row; otherwise it is computed before the rows."""
         value = _value(node)
         return bool(value.ndim and value.shape[0] == self.rows)
 
@@ -486,8 +489,6 @@ class _Plan:
         """Whether each row needs that row only of what is computed row by row."""
         value = _value(node)
         by_rows = self.by_rows(node)
-        if not by_rows and value.numel() > 256:
-            return False
         if by_rows and node.target in _JOINED and _joining_axis(node) == 0:
             return False
         for x in node.all_input_nodes:
@@ -575,13 +576,16 @@ class _Plan:
         new.eliminate_dead_code()
         return new
 
+    def _is_kept(self, node: Any, level: int) -> bool:
+        """Whether a result needs memory that outlives its kernel, or is too large for the kernel's own."""
+        readers = self.readers(node)
+        if any(user not in self.computed or self.computed[user] != level for user in readers):
+            return True
+        return not self.by_rows(node) and _value(node).numel() > _MOST_SHARED and len(readers) > 1
+
     def _emit(self, new: Any, level: int, twin: Callable[[Any], Any], twins: dict[Any, Any]) -> None:
         nodes = self.levels[level]
-        outputs = [
-            n
-            for n in nodes
-            if any(user not in self.computed or self.computed[user] != level for user in self.readers(n))
-        ]
+        outputs = [n for n in nodes if self._is_kept(n, level)]
         if not outputs:
             return
         kernel = Kernel(self, nodes, outputs)

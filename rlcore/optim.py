@@ -101,19 +101,14 @@ def adam_update(
         keep = 1.0 - learning_rate * weight_decay
 
     # Scalars are cast to each leaf's dtype, since a leaf without axes would be promoted by them.
-    scalars: dict[torch.dtype, tuple[Tensor, Tensor]] = {}
-    new_params, new_mu, new_nu = [], [], []
-    for p, g, mu, nu in zip(leaves, *others, strict=True):
-        if p.dtype not in scalars:
-            scalars[p.dtype] = (step_size.to(p.dtype), scaled_eps.to(p.dtype))
-        rate, epsilon = scalars[p.dtype]
-        mu = torch.lerp(mu, g, 1.0 - b1)
-        nu = torch.addcmul(b2 * nu, g, g, value=1.0 - b2)
+    # Plain products and sums, which a recording (`rlcore.jit`) gathers for all leaves.
+    new_mu = [b1 * mu + (1.0 - b1) * g for g, mu in zip(others[0], others[1], strict=True)]
+    new_nu = [b2 * nu + (1.0 - b2) * g * g for g, nu in zip(others[0], others[2], strict=True)]
+    new_params = []
+    for p, mu, root in zip(leaves, new_mu, _roots(new_nu), strict=True):
         if keep is not None:
             p = p * (keep.to(p.dtype) if isinstance(keep, Tensor) else keep)
-        new_params.append(torch.addcmul(p, rate, mu / (nu.sqrt() + epsilon), value=-1.0))
-        new_mu.append(mu)
-        new_nu.append(nu)
+        new_params.append(p - step_size.to(p.dtype) * (mu / (root + scaled_eps.to(p.dtype))))
     moments = tree_unflatten(new_mu, structure), tree_unflatten(new_nu, structure)
     return tree_unflatten(new_params, structure), AdamState(step, *moments)
 
@@ -127,6 +122,9 @@ def global_norm(tree: Any) -> Float[Tensor, ""]:
       ValueError: if `tree` has no leaves.
     """
     leaves = _leaves("tree", tree)
+    if len({leaf.dtype for leaf in leaves}) == 1:
+        numbers = torch.cat([leaf.reshape(-1) for leaf in leaves])
+        return torch.linalg.vector_norm(numbers, dtype=torch.float64).to(leaves[0].dtype)
     norms = [torch.linalg.vector_norm(leaf, dtype=torch.float64) for leaf in leaves]
     return torch.linalg.vector_norm(torch.stack(norms)).to(leaves[0].dtype)
 
@@ -158,6 +156,15 @@ def clip_by_global_norm(grads: Params, max_norm: float | Float[Tensor, ""]) -> t
     scale = limit / torch.maximum(norm, limit)
     finite = norm.isfinite()
     return map_leaves(lambda g: torch.where(finite, g * scale.to(g.dtype), 0.0), grads), norm
+
+
+def _roots(leaves: list[Tensor]) -> list[Tensor]:
+    """The square root of each leaf; those of one dtype are taken in one call, since most of them are small."""
+    if len({leaf.dtype for leaf in leaves}) > 1:
+        return [leaf.sqrt() for leaf in leaves]
+    numbers = torch.cat([leaf.reshape(-1) for leaf in leaves]).sqrt()
+    parts = numbers.split([leaf.numel() for leaf in leaves])
+    return [part.reshape(leaf.shape) for part, leaf in zip(parts, leaves, strict=True)]
 
 
 def _leaves(name: str, tree: Any) -> list[Tensor]:

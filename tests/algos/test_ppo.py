@@ -327,6 +327,32 @@ def test_learning_rate_follows_the_divergence():
     assert adapted(0.0, kl_target=0.01, learning_rate_bounds=(1e-5, 1.1e-3)) == pytest.approx(1.1e-3)
 
 
+def test_the_average_forgets_its_beginning_and_acts():
+    learner = make_ppo(cartpole(), dataclasses.replace(SMALL, policy_average=0.25))
+    states = [learner.init(random.key(0))]
+    for _ in range(3):
+        states.append(learner.update(states[-1])[0])
+    policies = [[leaf.double() for leaf in tree.tree_leaves(s.params.policy)] for s in states]
+    for place, leaf in enumerate(tree.tree_leaves(states[-1].averaged)):
+        first, *later = (policy[place] for policy in policies)
+        mean = first
+        # (1 + i) / (10 + i) is 1/10, 2/11, 3/12 = 0.25: the last one is where both are equal.
+        for keep, policy in zip((1 / 10, 2 / 11, 1 / 4), later, strict=True):
+            mean = keep * mean + (1 - keep) * policy
+        torch.testing.assert_close(leaf.double(), mean, rtol=1e-5, atol=1e-7)
+    # What is learned is the same with or without it; what acts is not.
+    plain = make_ppo(cartpole(), SMALL)
+    state = plain.init(random.key(0))
+    assert_same(plain.act(state, state.obs, None), learner.act(states[0], state.obs, None))
+    for _ in range(3):
+        state, _ = plain.update(state)
+    assert_same(state.params, states[-1].params)
+    assert_same(state.averaged, state.params.policy)
+    ours, newest = (make.act(s, state.obs, None) for make, s in ((learner, states[-1]), (plain, state)))
+    assert not torch.equal(ours, newest)
+    assert_same(ours, plain.act(tree.replace(state, averaged=states[-1].averaged), state.obs, None))
+
+
 def test_update_adapts_the_learning_rate(small, later):
     state, metrics = small.update(later)
     assert torch.equal(metrics["policy/learning_rate"], later.coefficients["learning_rate"])

@@ -180,8 +180,8 @@ def test_what_has_no_exact_result_is_left_to_torch():
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_sums_are_added_in_the_order_of_torch(dtype):
-    for count in [*range(2, 35), 63, 64]:
-        for lead in ((1,), (2,), (7,), (300,), (5, 3), (3, 2, 2)):
+    for count in (2, 3, 4, 5, 8, 13, 16, 21, 35, 64):
+        for lead in ((1,), (300,), (3, 2, 2)):
             x = random.normal(random.key(count), (*lead, count), dtype)
             x = x * (10.0 ** random.normal(random.key(1), (count,), dtype))
 
