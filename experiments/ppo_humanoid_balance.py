@@ -26,11 +26,12 @@ class Config:
     """Length of an episode."""
     ppo: PPOConfig = field(
         default_factory=lambda: PPOConfig(
-            num_envs=512,
-            num_steps=8,
+            num_envs=256,
+            num_steps=16,
             learning_rate=1e-3,
             kl_target=0.04,
             initial_std=0.4,
+            policy_average=0.97,
             policy_layers=(128, 128),
             value_layers=(128, 128),
         )
