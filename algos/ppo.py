@@ -463,7 +463,7 @@ def make_ppo(env: Env, config: PPOConfig) -> Algorithm:
             env_params=env.params,
             env_state=env_state,
             obs=obs,
-            episodes=no_episodes(),
+            episodes=no_episodes(env.spec),
             key=run_key,
             iteration=torch.tensor(0),
             env_steps=torch.tensor(0),
@@ -480,7 +480,7 @@ def make_ppo(env: Env, config: PPOConfig) -> Algorithm:
         metrics = {**metrics, **learned, "policy/learning_rate": state.coefficients["learning_rate"]}
         metrics["policy/std"] = params.log_std.exp().mean()
         episodes = count_episodes(state.episodes, trajectory.transition)
-        metrics |= episode_metrics(episodes)
+        metrics |= episode_metrics(episodes, env.spec)
         state = TrainState(
             params=params,
             averaged=_averaged(state, params.policy, config.policy_average),
@@ -536,18 +536,20 @@ def trajectory_metrics(trajectory: Trajectory, env: Env, bounds: tuple[Tensor, T
 
     Returns:
       `policy/saturation`: share of actions at a bound; `episode/ended`: how many episodes ended in it; `reward/*`:
-      each term's mean per second; `env/*`: means over steps of the environment's metrics; `env/faults`: how many
-      steps failed.
+      each term's mean per second, weighted; `reward_raw/*`: each term's mean as it is; `env/*`: means over steps of
+      the environment's metrics; `env/faults`: how many steps failed.
     """
     transition = trajectory.transition
     logged = {k: v for k, v in transition.metrics.items() if not k.startswith("episode_")}
     low, high = bounds
     saturated = (trajectory.action <= low) | (trajectory.action >= high)
     dt = env.spec.control_dt
+    raw = transition.raw_terms.mean((0, 1))
     return {
         "episode/ended": (transition.terminated | transition.truncated).sum(),
         "env/faults": logged.pop("fault").sum(),
         "policy/saturation": saturated.to(torch.float32).mean(),
         **{f"reward/{name}": term.mean() / dt for name, term in transition.terms.items()},
+        **{f"reward_raw/{name}": raw[i] for i, name in enumerate(env.spec.terms)},
         **{f"env/{name}": value.mean() for name, value in logged.items()},
     }

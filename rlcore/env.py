@@ -57,7 +57,8 @@ class EnvState:
 
     Attributes:
       physics: the mechanical state.
-      memory: what the task and each wrapper remember, by name. `last_action` `[action]` is always there.
+      memory: what the task and each wrapper remember, by name. `last_action` `[action]` is always there, and so is
+        `terminated`, `[]` bool: whether the step that led here ended the episode by the task or by a fault.
       key: `[2]` random key of the episode; with `steps` folded in, that of a step.
       steps: `[]` int64, control steps since the reset.
     """
@@ -77,15 +78,17 @@ class Transition:
       next_obs: what the step led to, before any reset. Bootstrap from this one.
       reward: `[]` sum of the weighted terms times the control interval.
       terms: each term, weighted and times the control interval, `[]`.
+      raw_terms: `[terms]` each term as it is, in the order of `EnvSpec.terms`: a term of weight 0 can be watched.
       terminated: `[]` bool, the task ended the episode: nothing comes after.
       truncated: `[]` bool, the clock ended it: bootstrap.
-      metrics: quantities worth logging, `[]` each.
+      metrics: quantities worth logging, `[]` each (but `episode_terms`, see `auto_reset`).
     """
 
     obs: Obs
     next_obs: Obs
     reward: Tensor
     terms: dict[str, Tensor]
+    raw_terms: Tensor
     terminated: Tensor
     truncated: Tensor
     metrics: dict[str, Tensor]
@@ -199,11 +202,12 @@ def make_env(
       initial: `(params, key) -> (qpos [nq], qvel [nv])`, where an episode begins.
       observe: `(params, state) -> {group: {part: [k]}}`; training, evaluation, export and the robot call it.
       terms: the reward terms.
-      terminate: `(params, physics) -> [] bool`, whether the task has ended. A physics fault ends it too.
+      terminate: `(params, physics) -> [] bool`, whether the task has ended. A physics fault ends it too. Reward terms
+        and metrics find both in `after.memory["terminated"]`.
       control: `(params, state, action) -> ctrl [nu]`; by default the action is the control.
       action_bounds: lowest and highest of each action; by default the actuators' control ranges.
       metrics: `(params, before, action, after) -> {name: []}`, quantities to log.
-      memory: what the task remembers beyond `last_action`.
+      memory: what the task remembers beyond `last_action` and `terminated`.
       values: initial `params.values`.
 
     Raises:
@@ -236,6 +240,7 @@ def make_env(
         physics = engine.forward(params.physics, start, mask=~random.is_null(key))
         remembered = {n: m.init(params, physics) for n, m in memories.items()}
         remembered["last_action"] = physics.qpos.new_zeros((action_size,))
+        remembered["terminated"] = torch.zeros_like(physics.fault, dtype=torch.bool)
         state = EnvState(physics, remembered, carry, torch.zeros_like(physics.fault))
         return state, grouped(params, state)
 
@@ -248,14 +253,14 @@ def make_env(
         action = torch.nan_to_num(action, 0.0, 0.0, 0.0)
         remembered = {n: m.update(params, state, action, physics) for n, m in memories.items()}
         remembered["last_action"] = action
-        after = EnvState(physics, remembered, state.key, state.steps + 1)
-        reward, weighted = weighted_terms(terms, params, state, action, after, control_dt)
         fault = physics.fault != 0
+        remembered["terminated"] = terminated = terminate(params, physics) | fault
+        after = EnvState(physics, remembered, state.key, state.steps + 1)
+        reward, weighted, raw = weighted_terms(terms, params, state, action, after, control_dt)
         obs = grouped(params, after)
         logged = {} if metrics is None else metrics(params, state, action, after)
         logged = {**logged, "fault": fault.to(reward.dtype)}
-        terminated = terminate(params, physics) | fault
-        return after, Transition(obs, obs, reward, weighted, terminated, torch.zeros_like(terminated), logged)
+        return after, Transition(obs, obs, reward, weighted, raw, terminated, torch.zeros_like(terminated), logged)
 
     params = Params(
         physics={},
@@ -266,7 +271,8 @@ def make_env(
     start = engine.forward({}, engine.initial(*initial(params, random.key(0))))
     remembered = {n: m.init(params, start) for n, m in memories.items()}
     still = start.qpos.new_zeros(action_size)
-    state = EnvState(start, {**remembered, "last_action": still}, random.key(0), torch.zeros_like(start.fault))
+    remembered |= {"last_action": still, "terminated": torch.zeros_like(start.fault, dtype=torch.bool)}
+    state = EnvState(start, remembered, random.key(0), torch.zeros_like(start.fault))
     for group, parts in observe(params, state).items():
         for part, value in parts.items():
             if value.ndim != 1:
@@ -342,26 +348,32 @@ def _remember(state: EnvState, name: str, value: Any) -> EnvState:
 
 
 def auto_reset(env: Env) -> Env:
-    """Begin a new episode where one ended; count each episode's return and length.
+    """Begin a new episode where one ended; count each episode's return, length and terms.
 
     `Transition.obs` is then the new episode's first observation while `next_obs` stays what the step led to.
-    `metrics` gets `episode_return` and `episode_length`: those of the episode so far, this step included.
+    `metrics` gets those of the episode so far, this step included: `episode_return`, `episode_length`, and
+    `episode_terms` `[2, terms]`, the sums over its steps of the raw terms and of the weighted ones.
     """
     spec = _wrapped(env, "auto_reset")
+    num_terms = len(env.spec.terms)
 
     def reset(params: Params, key: Tensor, /) -> tuple[EnvState, Obs]:
         state, obs = env.reset(params, key)
-        return _remember(state, "episode_return", torch.zeros_like(state.physics.time)), obs
+        state = _remember(state, "episode_return", torch.zeros_like(state.physics.time))
+        return _remember(state, "episode_terms", state.physics.qpos.new_zeros((2, num_terms))), obs
 
     def step(params: Params, state: EnvState, action: Tensor, /) -> tuple[EnvState, Transition]:
         after, transition = env.step(params, state, action)
         total = state.memory["episode_return"] + transition.reward
-        after = _remember(after, "episode_return", total)
+        raw, terms = transition.raw_terms, list(transition.terms.values())
+        sums = state.memory["episode_terms"] + torch.stack([raw, torch.stack(terms) if terms else raw])
+        after = _remember(_remember(after, "episode_return", total), "episode_terms", sums)
         done = transition.terminated | transition.truncated
         logged = {
             **transition.metrics,
             "episode_return": total,
             "episode_length": after.steps.to(total.dtype),
+            "episode_terms": sums,
         }
         # The ended episode has no further use for its key, so the new one begins with it.
         key = random.null_unless(done, after.key)

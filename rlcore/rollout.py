@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from rlcore import random, tree
-from rlcore.env import Env, EnvState, Obs, Params, Transition, batch
+from rlcore.env import Env, EnvSpec, EnvState, Obs, Params, Transition, batch
 from rlcore.errors import InputError
 from rlcore.jit import jit, one_thread
 from rlcore.tree import pytree
@@ -71,24 +71,30 @@ def unroll(env: Env, act: Act) -> Callable[[Any, Params, EnvState, Obs, Tensor],
 
 @pytree
 class RecentEpisodes:
-    """Sums over about the last `RECENT` episodes that ended, each `[]` float64: older ones fade away.
+    """Sums over about the last `RECENT` episodes that ended, float64: older ones fade away.
 
     A single iteration sees few episodes end, and long ones are rarer than short ones; means over a fixed number of
     episodes are steadier, and rank checkpoints better.
+
+    Attributes:
+      count, returns, lengths, falls: `[]` episodes, their returns, control steps, and how many the task ended.
+      terms: `[2, terms]` raw and weighted reward terms, of each episode the mean over its own steps.
     """
 
     count: Tensor
     returns: Tensor
     lengths: Tensor
     falls: Tensor
+    terms: Tensor
 
 
 RECENT = 100
 
 
-def no_episodes() -> RecentEpisodes:
-    """Before any episode has ended."""
-    return RecentEpisodes(*(torch.zeros((), dtype=torch.float64) for _ in range(4)))
+def no_episodes(spec: EnvSpec) -> RecentEpisodes:
+    """Before any episode of that environment has ended."""
+    shapes = ((), (), (), (), (2, len(spec.terms)))
+    return RecentEpisodes(*(torch.zeros(shape, dtype=torch.float64) for shape in shapes))
 
 
 def count_episodes(recent: RecentEpisodes, transition: Transition) -> RecentEpisodes:
@@ -100,20 +106,32 @@ def count_episodes(recent: RecentEpisodes, transition: Transition) -> RecentEpis
     def added(old: Tensor, x: Tensor) -> Tensor:
         return keep * old + torch.where(ended, x.to(torch.float64), 0.0).sum()
 
+    length = transition.metrics["episode_length"]
+    mean = transition.metrics["episode_terms"] / length[..., None, None]
     return RecentEpisodes(
         count=added(recent.count, ended),
         returns=added(recent.returns, transition.metrics["episode_return"]),
-        lengths=added(recent.lengths, transition.metrics["episode_length"]),
+        lengths=added(recent.lengths, length),
         falls=added(recent.falls, transition.terminated),
+        terms=keep * recent.terms + torch.where(ended[..., None, None], mean, 0.0).sum((0, 1)),
     )
 
 
-def episode_metrics(recent: RecentEpisodes) -> dict[str, Tensor]:
-    """`episode/return`, `episode/length` (control steps) and `episode/fall_rate`; NaN before any has ended."""
+def episode_metrics(recent: RecentEpisodes, spec: EnvSpec) -> dict[str, Tensor]:
+    """What the episodes of late came to; NaN before any has ended.
+
+    Returns:
+      `episode/return`, `episode/length` (control steps) and `episode/fall_rate`; for each reward term
+      `episode_reward/NAME`, weighted and per second, and `episode_reward_raw/NAME`, as it is. Both are averaged over
+      the steps that an episode had, then over episodes.
+    """
+    raw, weighted = (recent.terms / recent.count).unbind(0)
     return {
         "episode/return": recent.returns / recent.count,
         "episode/length": recent.lengths / recent.count,
         "episode/fall_rate": recent.falls / recent.count,
+        **{f"episode_reward/{name}": weighted[i] / spec.control_dt for i, name in enumerate(spec.terms)},
+        **{f"episode_reward_raw/{name}": raw[i] for i, name in enumerate(spec.terms)},
     }
 
 

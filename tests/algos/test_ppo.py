@@ -384,11 +384,13 @@ def test_metrics_of_a_trajectory():
         assert float(metrics["episode/return"]) == pytest.approx(2.0)
         assert float(metrics["episode/length"]) == 2.0
         assert float(metrics["episode/fall_rate"]) == fall_rate
-        assert float(metrics["reward/alive"]) == pytest.approx(1.0)
+        for name in ("reward", "reward_raw", "episode_reward", "episode_reward_raw"):
+            assert float(metrics[f"{name}/alive"]) == pytest.approx(1.0), name
         assert float(metrics["env/faults"]) == 0.0
     endless = make_ppo(stream(alive_only=True, length=100), SMALL)
     _, metrics = endless.update(endless.init(random.key(0)))
     assert math.isnan(float(metrics["episode/return"])) and float(metrics["episode/ended"]) == 0
+    assert math.isnan(float(metrics["episode_reward/alive"])) and float(metrics["reward_raw/alive"]) == 1.0
 
 
 # --- Tiny worlds ---

@@ -26,7 +26,7 @@ from rlcore.env import (
 from rlcore.errors import InputError
 from rlcore.physics.engine import FAULT_ACTION, drain_faults
 from rlcore.physics.mujoco import MujocoEngine
-from rlcore.rewards import Term, action_rate, action_size, alive
+from rlcore.rewards import Term, action_rate, action_size, alive, termination
 
 # A floating base without gravity that carries a driven arm: pushes, sensors and joints in few lines.
 MODEL = """
@@ -76,6 +76,9 @@ def fallen(params, physics):
     return physics.qpos[7].abs() > 0.5
 
 
+TERMS = [Term("alive", 1.0, alive), Term("effort", -0.1, action_size), Term("rate", -0.01, action_rate)]
+
+
 def bug(num_threads=1, start=initial, end=fallen, **kwargs):
     return make_env(
         kwargs.pop("engine", None) or engine(num_threads),
@@ -83,11 +86,7 @@ def bug(num_threads=1, start=initial, end=fallen, **kwargs):
         control_dt=DT,
         initial=start,
         observe=observe,
-        terms=[
-            Term("alive", 1.0, alive),
-            Term("effort", -0.1, action_size),
-            Term("rate", -0.01, action_rate),
-        ],
+        terms=kwargs.pop("terms", TERMS),
         terminate=end,
         **kwargs,
     )
@@ -265,6 +264,32 @@ def test_memory_and_metrics_of_a_task():
     assert state.memory["pushed"] == -0.25
 
 
+def test_terms_see_whether_the_step_ended_the_episode():
+    terms = [Term("fall", -200.0, termination), Term("watched", 0.0, action_size)]
+    env = time_limit(bug(terms=terms), 10 * DT)
+    state, _ = env.reset(env.params, random.key(0))
+    assert not state.memory["terminated"]
+    seen = []
+    for _ in range(10):
+        state, transition = env.step(env.params, state, torch.tensor([3.0]))
+        seen.append(bool(transition.terminated))
+        assert bool(state.memory["terminated"]) == seen[-1] == bool(transition.raw_terms[0])
+        # -200 per second times 0.02 s, once.
+        assert float(transition.reward) == (-4.0 if seen[-1] else 0.0)
+        # A term of no weight is told as it is: 3^2.
+        assert float(transition.raw_terms[1]) == 9.0 and transition.terms["watched"] == 0.0
+        if seen[-1]:
+            break
+    assert seen[-1] and len(seen) > 1
+    # The clock ends an episode without termination, and a fault with it.
+    still = time_limit(bug(terms=terms, end=lambda p, s: s.time < 0), DT)
+    for action, ended in ((0.0, False), (math.nan, True)):
+        state, _ = still.reset(still.params, random.key(0))
+        _, transition = still.step(still.params, state, torch.tensor([action]))
+        assert bool(transition.truncated) != ended and bool(transition.raw_terms[0]) == ended
+    drain_faults()
+
+
 # --- Actions that are no numbers ---
 
 
@@ -315,6 +340,7 @@ def test_auto_reset_begins_a_fresh_episode():
     state, _ = env.reset(params, start)
     bare, _ = plain.reset(params, start)
     total, length = 0.0, 0
+    raw, weighted = torch.zeros(3).double(), torch.zeros(3).double()
     for _ in range(200):
         action = torch.tensor([3.0])
         state, transition = env.step(params, state, action)
@@ -322,6 +348,8 @@ def test_auto_reset_begins_a_fresh_episode():
         total, length = total + float(expected.reward), length + 1
         assert float(transition.metrics["episode_return"]) == pytest.approx(total, abs=1e-12)
         assert int(transition.metrics["episode_length"]) == length
+        raw, weighted = raw + expected.raw_terms, weighted + torch.stack(list(expected.terms.values()))
+        torch.testing.assert_close(transition.metrics["episode_terms"], torch.stack([raw, weighted]))
         assert_same(transition.next_obs, expected.next_obs)
         if expected.terminated:
             break
@@ -331,7 +359,11 @@ def test_auto_reset_begins_a_fresh_episode():
     assert_same(state, fresh)
     assert_same(transition.obs, fresh_obs)
     assert not torch.equal(transition.obs["policy"], transition.next_obs["policy"])
+    # 1, 3^2 and the first action's change, of weights 1, -0.1 and -0.01.
+    assert raw.tolist() == [length, 9.0 * length, 9.0]
+    torch.testing.assert_close(weighted, DT * torch.tensor([1.0, -0.1, -0.01]).double() * raw)
     assert int(state.steps) == 0 and float(state.memory["episode_return"]) == 0.0
+    assert not state.memory["episode_terms"].any()
     assert float(state.memory["last_action"].abs().sum()) == 0.0 and float(state.physics.time) == 0.0
 
 
@@ -343,6 +375,13 @@ def test_every_episode_begins_elsewhere():
     assert begins.numel() == 16 * 11 and len(begins.unique()) == 16 * 11
     # They are spread as the task asks for: uniform on +-0.3, of deviation 0.3 / sqrt(3) = 0.173.
     assert float(begins.std()) == pytest.approx(0.173, abs=0.03)
+
+
+def test_an_environment_without_terms():
+    env = auto_reset(bug(terms=[]))
+    _, (_, transitions) = rollout(batch(env), 2, 3 * actions(20, 2))
+    assert not transitions.reward.any() and transitions.terms == {} and transitions.raw_terms.shape == (20, 2, 0)
+    assert transitions.terminated.any() and transitions.metrics["episode_terms"].shape == (20, 2, 2, 0)
 
 
 # --- Time limit ---
