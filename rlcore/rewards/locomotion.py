@@ -53,7 +53,7 @@ def feet_memory(robot: Robot, dt: float, threshold: float = 1.0) -> Memory:
     _positive("dt", dt)
     _not_negative("threshold", threshold)
 
-    def init(params: Params, physics: PhysicsState) -> dict[str, Tensor]:
+    def init(params: Params, physics: PhysicsState, key: Tensor) -> dict[str, Tensor]:
         contact = robot.foot_contact(physics) > threshold
         height = robot.foot_position(physics)[:, 2]
         zero = torch.zeros_like(height)
@@ -97,7 +97,7 @@ def gait_memory(period: float) -> Memory:
         phase = _remembered(before, "gait") + (physics.time - before.physics.time) / period
         return phase - torch.floor(phase)
 
-    return Memory(lambda params, physics: torch.zeros_like(physics.time), update)
+    return Memory(lambda params, physics, key: torch.zeros_like(physics.time), update)
 
 
 def previous_action_memory(size: int) -> Memory:
@@ -109,7 +109,7 @@ def previous_action_memory(size: int) -> Memory:
     if size < 1:
         raise InputError(f"size must be at least 1 action, got {size}")
     return Memory(
-        lambda params, physics: physics.qpos.new_zeros((size,)),
+        lambda params, physics, key: physics.qpos.new_zeros((size,)),
         lambda params, before, action, physics: before.memory["last_action"],
     )
 

@@ -247,7 +247,7 @@ def test_sensors_are_current_after_a_reset():
 
 def test_memory_and_metrics_of_a_task():
     count = Memory(
-        init=lambda params, physics: torch.zeros_like(physics.time),
+        init=lambda params, physics, key: torch.zeros_like(physics.time),
         update=lambda params, before, action, physics: before.memory["pushed"] + action.sum(),
     )
     env = bug(
@@ -674,6 +674,7 @@ def test_terms_need_names_of_their_own():
 def test_draws_of_wrappers_never_meet():
     # A consumer folds its salt and the step into the episode's key, which a reset split in two (0 and 1). Groups of
     # observations add their places to the last salt, so nothing may come above it.
-    salts = [env_module._DELAY, env_module._FIRST_PUSH, env_module._PUSH, env_module._NOISE]
+    names = ["_DELAY", "_FIRST_PUSH", "_PUSH", "COMMAND_SALT", "LEVEL_SALT", "_NOISE"]
+    salts = [getattr(env_module, name) for name in names]
     assert salts == sorted(salts)
     assert min(b - a for a, b in itertools.pairwise([0, *salts, 2**32])) >= 2**24

@@ -350,7 +350,7 @@ def walker():
         terminate=lambda params, physics: physics.qpos[:2].abs().sum() > 0.04,
         memory={
             "command": Memory(
-                init=lambda params, physics: {"velocity": 2 * physics.qvel[:3]},
+                init=lambda params, physics, key: {"velocity": 2 * physics.qvel[:3]},
                 update=lambda params, before, action, physics: before.memory["command"],
             ),
             "feet": feet_memory(robot(), DT),
