@@ -525,7 +525,7 @@ def encoder_offset(env: Env, offset: float, part: str = "joint_position", group:
     name = f"encoder_offset({group})"
     spec = _wrapped(env, name)
     salt = _ENCODER + (list(env.spec.observations).index(group) << 24)
-    width = torch.cat([torch.full((size,), float(offset if name == part else 0.0)) for name, size in parts])
+    width = torch.cat([torch.full((size,), float(offset if other == part else 0.0)) for other, size in parts])
 
     def reset(params: Params, key: Tensor, /) -> tuple[EnvState, Obs]:
         state, obs = env.reset(params, key)
