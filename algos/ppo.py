@@ -290,7 +290,7 @@ class TrainState:
       value_moments: of returns.
       coefficients: learning_rate, discount, gae_lambda, clip and entropy_coefficient as tensors `[]`, so that
         runs side by side under vmap can differ in them.
-      env_params, env_state, obs: the environments.
+      env_params, env_state, obs: the environments; every leaf of env_params is `[B, ...]` where robots differ.
       episodes: what the last hundred or so episodes came to.
       key: random key of the run.
       iteration, env_steps: `[]` counters.
@@ -314,7 +314,7 @@ class TrainState:
 # --- the algorithm ------------------------------------------------------------------------------------------
 
 
-def make_ppo(env: Env, config: PPOConfig) -> Algorithm:
+def make_ppo(env: Env, config: PPOConfig, randomize: Callable[[Params, Tensor], Params] | None = None) -> Algorithm:
     """PPO on an environment of one robot.
 
     The value function sees the observation group `critic` where the environment has one, else `policy`.
@@ -322,6 +322,8 @@ def make_ppo(env: Env, config: PPOConfig) -> Algorithm:
     Args:
       env: an environment with automatic resets.
       config: the settings.
+      randomize: `(params, key) -> params`, drawn once for each robot of a run (see `rlcore.randomize`); by default all
+        robots share the environment's own parameters.
 
     Returns:
       `init(key)`, `update(state)` and `act(state, obs, key)`, all pure.
@@ -342,7 +344,7 @@ def make_ppo(env: Env, config: PPOConfig) -> Algorithm:
     value_net = mlp((env.spec.observation_size(critic_group), *config.value_layers, 1), config.activation)
     apply = (policy_net.apply, value_net.apply)
     bounds = (torch.tensor(env.spec.action_low), torch.tensor(env.spec.action_high))
-    batched = batch(env)
+    batched = batch(env, shared_params=randomize is None)
 
     def scaled(moments: dict[str, Moments], group: str, obs: Tensor) -> Tensor:
         return normalize(moments[group], obs) if config.normalize_observations else obs
@@ -450,7 +452,13 @@ def make_ppo(env: Env, config: PPOConfig) -> Algorithm:
             value=value_net.init(value_key),
             log_std=torch.full((action_size,), math.log(config.initial_std)),
         )
-        env_state, obs = batched.reset(env.params, random.split(env_key, config.num_envs))
+        env_params = env.params
+        if randomize is not None:
+            params_keys = random.split(random.fold_in(key, 4), config.num_envs)
+            env_params = torch.func.vmap(randomize, in_dims=(None, 0))(env.params, params_keys)
+            # What all share is an expanded view under vmap, and would come back from a checkpoint as none.
+            env_params = tree.map_leaves(torch.Tensor.contiguous, env_params)
+        env_state, obs = batched.reset(env_params, random.split(env_key, config.num_envs))
         names = ("learning_rate", "discount", "gae_lambda", "clip", "entropy_coefficient")
         return TrainState(
             params=params,
@@ -460,7 +468,7 @@ def make_ppo(env: Env, config: PPOConfig) -> Algorithm:
             observation_moments={g: moments_init(obs[g].shape[-1]) for g in groups},
             value_moments=moments_init(()),
             coefficients={name: torch.tensor(float(getattr(config, name))) for name in names},
-            env_params=env.params,
+            env_params=env_params,
             env_state=env_state,
             obs=obs,
             episodes=no_episodes(env.spec),

@@ -34,6 +34,8 @@ Obs = dict[str, Tensor]
 # What each consumer of randomness adds to the step counter before folding it into the state's key. A reset splits
 # its key in two (0 and 1), so the counters of steps begin well above.
 _DELAY, _FIRST_PUSH, _PUSH, COMMAND_SALT, LEVEL_SALT, _NOISE = (salt << 32 - 8 for salt in range(1, 7))
+# Those who draw for each group of observations add its place, and have room for many.
+_OBSERVATION_DELAY, _ENCODER = (salt << 32 - 8 for salt in (128, 192))
 
 
 @pytree
@@ -354,6 +356,12 @@ def wrapped_spec(env: Env, name: str, **changes: Any) -> EnvSpec:
     return tree.replace(env.spec, wrappers=(*env.spec.wrappers, name), **changes)
 
 
+def _check_part(env: Env, group: str, part: str) -> None:
+    parts = dict(env.spec.parts(group))
+    if part not in parts:
+        raise InputError(f"observation group {group!r} has no part {part!r}; it has: {', '.join(parts)}")
+
+
 def _step_key(state: EnvState, salt: int) -> Tensor:
     """The key of one consumer of randomness in one step of an episode (of at most 2^24 steps)."""
     return random.fold_in(state.key, state.steps + salt)
@@ -503,8 +511,7 @@ def observation_noise(env: Env, scales: Mapping[str, float], group: str = "polic
     """
     parts = env.spec.parts(group)
     for name, scale in scales.items():
-        if name not in dict(parts):
-            raise InputError(f"observation group {group!r} has no part {name!r}; it has: {', '.join(dict(parts))}")
+        _check_part(env, group, name)
         if not 0 <= scale < math.inf:
             raise InputError(f"noise scale of {name!r} must be 0 or more, got {scale}")
     spec = wrapped_spec(env, f"observation_noise({group})")
@@ -523,6 +530,87 @@ def observation_noise(env: Env, scales: Mapping[str, float], group: str = "polic
         after, transition = env.step(params, state, action)
         obs = noisy(after, transition.next_obs)
         return after, tree.replace(transition, obs=obs, next_obs=obs)
+
+    return env._replace(spec=spec, reset=reset, step=step)
+
+
+def encoder_offset(env: Env, offset: float, part: str = "joint_position", group: str = "policy") -> Env:
+    """Let a part of an observation group be off by a constant: joint encoders whose zero is not quite zero.
+
+    Each number of the part has an offset of its own, uniform within +-offset and drawn anew for each episode.
+
+    Args:
+      env: the environment.
+      offset: largest error, in the part's own unit (rad for joints).
+      part: the part of the observation.
+      group: the observation group; others stay exact.
+
+    Raises:
+      InputError: for an unknown part or group, or a negative offset.
+    """
+    parts = env.spec.parts(group)
+    _check_part(env, group, part)
+    if not 0 <= offset < math.inf:
+        raise InputError(f"encoder offset of {part!r} must be 0 or more, got {offset}")
+    name = f"encoder_offset({group})"
+    spec = wrapped_spec(env, name)
+    salt = _ENCODER + (list(env.spec.observations).index(group) << 24)
+    width = torch.cat([torch.full((size,), float(offset if other == part else 0.0)) for other, size in parts])
+
+    def reset(params: Params, key: Tensor, /) -> tuple[EnvState, Obs]:
+        state, obs = env.reset(params, key)
+        error = width * random.uniform(_step_key(state, salt), (len(width),), -1.0, 1.0)
+        return remember(state, name, error), {**obs, group: obs[group] + error}
+
+    def step(params: Params, state: EnvState, action: Tensor, /) -> tuple[EnvState, Transition]:
+        after, transition = env.step(params, state, action)
+        error = state.memory[name]
+        obs = {**transition.next_obs, group: transition.next_obs[group] + error}
+        return remember(after, name, error), tree.replace(transition, obs=obs, next_obs=obs)
+
+    return env._replace(spec=spec, reset=reset, step=step)
+
+
+def observation_delay(env: Env, delay: int | tuple[int, int], group: str = "policy") -> Env:
+    """Show an observation group some control steps late, as sensors and buses do.
+
+    Until the first observation is that old, it is what is shown.
+
+    Args:
+      env: the environment.
+      delay: control steps; a pair (lowest, highest) is drawn from anew for each episode.
+      group: the observation group; others stay current.
+
+    Raises:
+      InputError: for a negative delay, an empty range or an unknown group.
+    """
+    least, most = delay if isinstance(delay, tuple) else (delay, delay)
+    if not 0 <= least <= most:
+        raise InputError(f"observation delay must be 0 or more steps, lowest first, got {delay}")
+    env.spec.parts(group)
+    name = f"observation_delay({group})"
+    spec = wrapped_spec(env, name)
+    salt = _OBSERVATION_DELAY + (list(env.spec.observations).index(group) << 24)
+
+    def reset(params: Params, key: Tensor, /) -> tuple[EnvState, Obs]:
+        state, obs = env.reset(params, key)
+        steps = torch.full_like(state.steps, least)
+        if most > least:
+            steps = random.randint(_step_key(state, salt), (), least, most + 1)
+        earlier = obs[group].unsqueeze(0).expand(most, -1)
+        return remember(state, name, {"steps": steps, "earlier": earlier}), obs
+
+    def step(params: Params, state: EnvState, action: Tensor, /) -> tuple[EnvState, Transition]:
+        after, transition = env.step(params, state, action)
+        steps, earlier = state.memory[name]["steps"], state.memory[name]["earlier"]
+        newest_first = torch.cat([transition.next_obs[group].unsqueeze(0), earlier])
+        shown = newest_first[least]
+        # A choice for each delay: elementwise, so that a recording fuses it, as it would not a sum over the delays.
+        for late in range(least + 1, most + 1):
+            shown = torch.where(steps == late, newest_first[late], shown)
+        obs = {**transition.next_obs, group: shown}
+        memory = {"steps": steps, "earlier": newest_first[:-1]}
+        return remember(after, name, memory), tree.replace(transition, obs=obs, next_obs=obs)
 
     return env._replace(spec=spec, reset=reset, step=step)
 

@@ -68,11 +68,20 @@ def load_model(path: str | Path) -> mujoco.MjModel:
     Raises:
       InputError: if the file is missing or MuJoCo rejects it; the message carries MuJoCo's own line number.
     """
+    return _read(path, mujoco.MjModel.from_xml_path)
+
+
+def load_spec(path: str | Path) -> mujoco.MjSpec:
+    """Read an MJCF file to change it before it is compiled, as by `rlcore.physics.terrain`. Raises as `load_model`."""
+    return _read(path, mujoco.MjSpec.from_file)
+
+
+def _read(path: str | Path, reader: Callable[[str], Any]) -> Any:
     path = Path(path)
     if not path.is_file():
         raise InputError(f"model file {path} does not exist")
     try:
-        return mujoco.MjModel.from_xml_path(str(path))
+        return reader(str(path))
     except ValueError as error:
         raise InputError(f"model file {path}: {' '.join(str(error).split())}") from error
 

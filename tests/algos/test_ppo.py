@@ -24,6 +24,7 @@ from rlcore.errors import InputError
 from rlcore.networks import mlp
 from rlcore.normalize import denormalize, normalize
 from rlcore.physics.engine import BatchEngine, ModelInfo
+from rlcore.randomize import Randomization, make_randomizer
 from rlcore.rewards import Term, alive
 from tasks.cartpole import make_cartpole
 
@@ -249,6 +250,36 @@ def test_population_is_what_each_would_be_alone(small):
         far.append(sum(float((a - b).square().sum()) for a, b in zip(start, end, strict=True)) ** 0.5)
     assert 5 < far[0] / far[1] < 20
     assert not torch.equal(together.env_state.physics.qpos[0], together.env_state.physics.qpos[1])
+
+
+def test_randomized_robots_differ_and_learn():
+    env = cartpole()
+    plain, randomize = make_ppo(env, SMALL), make_randomizer(env, Randomization(mass_scale=(0.5, 2.0)))
+    learner = make_ppo(env, SMALL, randomize)
+    state, shared = learner.init(random.key(0)), plain.init(random.key(0))
+    mass, nominal = state.env_params.physics["body_mass"], env.engine.nominal("body_mass")["body_mass"]
+    assert mass.shape == (4, 3) and len(mass[:, 1].unique()) == 4
+    assert (mass >= 0.5 * nominal).all() and (mass <= 2.0 * nominal).all()
+    assert all(leaf.shape[0] == 4 and leaf.is_contiguous() for _, leaf in tree.named_leaves(state.env_params))
+    # All else begins as it does without.
+    assert_same(tree.replace(state, env_params=shared.env_params), shared)
+    before = tree.map_leaves(torch.clone, state)
+    after, metrics = learner.update(state)
+    assert_same(state, before)
+    assert_same(after.env_params, state.env_params)
+    assert_same((after, metrics), learner.update(state))
+    assert not torch.equal(after.env_state.physics.qpos, plain.update(shared)[0].env_state.physics.qpos)
+    # Another run has other robots.
+    assert not torch.equal(learner.init(random.key(1)).env_params.physics["body_mass"], mass)
+
+
+def test_ranges_of_identity_learn_the_same_bits():
+    env = cartpole()
+    learner = make_ppo(env, SMALL, make_randomizer(env, Randomization()))
+    (state, metrics), (plain, expected) = (
+        algorithm.update(algorithm.init(random.key(0))) for algorithm in (learner, make_ppo(env, SMALL))
+    )
+    assert_same((tree.replace(state, env_params=plain.env_params), metrics), (plain, expected))
 
 
 def with_settings(**changes):

@@ -16,7 +16,9 @@ from rlcore.env import (
     action_delay,
     auto_reset,
     batch,
+    encoder_offset,
     make_env,
+    observation_delay,
     observation_history,
     observation_noise,
     random_pushes,
@@ -96,6 +98,7 @@ def dressed(num_threads=1):
     """Every wrapper at once."""
     env = time_limit(scale_actions(bug(num_threads)), 0.18)
     env = observation_history(action_delay(random_pushes(env, 0.06, 0.5), (0, 2)), 3)
+    env = observation_delay(encoder_offset(env, 0.1, "angle[0]"), (0, 2))
     return auto_reset(observation_noise(env, {"tip": 0.05}, "critic"))
 
 
@@ -536,6 +539,88 @@ def test_history_begins_anew_with_an_episode():
     assert not torch.equal(ended[:, :2], ended[:, 2:])
 
 
+def test_encoders_are_off_by_a_constant_of_the_episode():
+    env = auto_reset(time_limit(encoder_offset(bug(end=lambda p, s: s.time < 0), 0.02, "angle"), 3 * DT))
+    bare = auto_reset(time_limit(bug(end=lambda p, s: s.time < 0), 3 * DT))
+    acts = actions(6, 400)
+    (first, first_seen), (states, seen) = rollout(batch(env), 400, acts)
+    (_, first_plain), (plain_states, plain) = rollout(batch(bare), 400, acts)
+    errors = torch.cat([(first_seen["policy"] - first_plain["policy"])[None], seen.obs["policy"] - plain.obs["policy"]])
+    angle, speed = errors.unbind(-1)
+    assert not speed.any() and torch.equal(seen.obs["critic"], plain.obs["critic"])
+    assert_same(states.physics, plain_states.physics)
+    # Frames 0 to 2 are of the first episode, 3 to 5 of the second. A float32 of size 0.5 is exact to 6e-8.
+    for episode in (angle[0:3], angle[3:6]):
+        assert float((episode - episode[0]).abs().max()) < 2e-7
+        # Uniform on +-0.02: mean 0, deviation 0.02 / sqrt(3) = 0.01155.
+        assert float(episode[0].abs().max()) <= 0.02 + 1e-7
+        assert float(episode[0].mean()) == pytest.approx(0.0, abs=5 * 0.01155 / math.sqrt(400))
+        assert float(episode[0].std()) == pytest.approx(0.01155, abs=0.0015)
+    assert abs(float(torch.corrcoef(angle[[0, 3]])[0, 1])) < 0.25
+    # What an episode ends with has that episode's offset, and the offset is what the state says.
+    assert torch.allclose((seen.next_obs["policy"] - plain.next_obs["policy"])[2, :, 0], angle[0], rtol=0, atol=2e-7)
+    offset = first.memory["encoder_offset(policy)"]
+    assert torch.equal(first_seen["policy"], first_plain["policy"] + offset) and not offset[:, 1].any()
+
+
+def test_exact_encoders_and_prompt_observations_are_no_wrappers():
+    acts = actions(10, 3)
+    _, (_, plain) = rollout(batch(bug()), 3, acts)
+    for env in (encoder_offset(bug(), 0.0, "angle"), observation_delay(bug(), 0)):
+        assert_same(rollout(batch(env), 3, acts)[1][1], plain)
+
+
+@pytest.mark.parametrize("delay", [1, 3])
+def test_observations_are_exactly_that_late(delay):
+    env = observation_delay(bug(), delay)
+    acts = actions(8, 3)
+    (_, first), (plain_states, plain) = rollout(batch(bug()), 3, acts)
+    (_, first_seen), (states, seen) = rollout(batch(env), 3, acts)
+    frames = [first["policy"]] * delay + [first["policy"], *plain.next_obs["policy"]]
+    assert torch.equal(first_seen["policy"], frames[0])
+    assert torch.equal(seen.obs["policy"], torch.stack(frames[1:9]))
+    assert torch.equal(seen.obs["critic"], plain.obs["critic"])
+    assert_same(seen.obs, seen.next_obs)
+    assert_same(states.physics, plain_states.physics)
+
+
+def test_each_episode_has_a_delay_and_forgets_the_last():
+    name = "observation_delay(policy)"
+    env = auto_reset(time_limit(observation_delay(bug(end=lambda p, s: s.time < 0), (0, 2)), 3 * DT))
+    bare = auto_reset(time_limit(bug(end=lambda p, s: s.time < 0), 3 * DT))
+    acts = actions(6, 600)
+    (start, first_seen), (states, seen) = rollout(batch(env), 600, acts)
+    (_, first), (_, plain) = rollout(batch(bare), 600, acts)
+    frames = torch.cat([first["policy"][None], plain.obs["policy"]])
+    shown = torch.cat([first_seen["policy"][None], seen.obs["policy"]])
+    late = torch.cat([start.memory[name]["steps"][None], states.memory[name]["steps"]])
+    assert torch.equal(late[0:3], late[0].expand(3, -1)) and torch.equal(late[3:6], late[3].expand(3, -1))
+    # 600 draws of three values: 200 each, with a deviation of sqrt(600 * 2 / 9) = 11.5.
+    for steps in (late[0], late[3]):
+        assert all(abs(n - 200) < 60 for n in torch.bincount(steps, minlength=3).tolist()) and int(steps.max()) == 2
+    assert not torch.equal(late[0], late[3])
+    # Each robot sees the frame that is as old as its delay says, but none older than its episode.
+    for begin in (0, 3):
+        for t in range(3):
+            place = begin + torch.clamp(t - late[begin], min=0)
+            assert torch.equal(shown[begin + t], frames[place, torch.arange(600)]), (begin, t)
+    # The last observation of an episode is late too.
+    both = torch.cat([frames[:3], plain.next_obs["policy"][2:3]])
+    assert torch.equal(seen.next_obs["policy"][2], both[3 - late[0], torch.arange(600)])
+
+
+def test_two_groups_have_offsets_and_delays_of_their_own():
+    env = encoder_offset(encoder_offset(bug(), 0.1, "angle"), 0.1, "angle", "critic")
+    _, obs = env.reset(env.params, random.key(1))
+    _, exact = bug().reset(env.params, random.key(1))
+    errors = [float(obs[g][0] - exact[g][0]) for g in ("policy", "critic")]
+    assert errors[0] != 0.0 and errors[1] != 0.0 and errors[0] != pytest.approx(errors[1], abs=1e-4)
+    env = observation_delay(observation_delay(bug(), (0, 9)), (0, 9), "critic")
+    state, _ = batch(env).reset(env.params, random.split(random.key(0), 50))
+    steps = [state.memory[f"observation_delay({group})"]["steps"] for group in ("policy", "critic")]
+    assert not torch.equal(*steps)
+
+
 # --- Pushes ---
 
 
@@ -604,6 +689,8 @@ def test_nothing_comes_after_automatic_resets():
         lambda e: observation_noise(e, {}),
         lambda e: observation_history(e, 2),
         lambda e: random_pushes(e, 1.0, 1.0),
+        lambda e: encoder_offset(e, 0.1, "angle"),
+        lambda e: observation_delay(e, 1),
         auto_reset,
     ):
         with pytest.raises(InputError, match="auto_reset"):
@@ -626,6 +713,13 @@ def test_nothing_comes_after_automatic_resets():
         (lambda: observation_noise(bug(), {"angle": -1.0}), "noise scale of 'angle' must be 0 or .* got -1"),
         (lambda: observation_noise(bug(), {"angle": math.nan}), "noise scale of 'angle' .* got nan"),
         (lambda: observation_noise(bug(), {}, "actor"), "no .* group 'actor'; there are: policy, critic"),
+        (lambda: encoder_offset(bug(), 0.1), "no part 'joint_position'; it has: angle, speed"),
+        (lambda: encoder_offset(bug(), 0.1, "angle", "actor"), "no observation group 'actor'"),
+        (lambda: encoder_offset(bug(), -0.1, "angle"), "encoder offset of 'angle' must be 0 or more, got -0.1"),
+        (lambda: encoder_offset(bug(), math.nan, "angle"), "encoder offset .* got nan"),
+        (lambda: observation_delay(bug(), -1), "observation delay must be 0 or more.* got -1"),
+        (lambda: observation_delay(bug(), (2, 1)), r"observation delay .* got \(2, 1\)"),
+        (lambda: observation_delay(bug(), 1, "actor"), "no observation group 'actor'"),
         (lambda: observation_history(bug(), 0), "history length must be at least 1, got 0"),
         (lambda: observation_history(bug(), 2, "actor"), "no observation group 'actor'"),
         (lambda: random_pushes(bug(), 0.01, 1.0), "push interval .* 0.02 s, got 0.01"),
@@ -673,8 +767,10 @@ def test_terms_need_names_of_their_own():
 
 def test_draws_of_wrappers_never_meet():
     # A consumer folds its salt and the step into the episode's key, which a reset split in two (0 and 1). Groups of
-    # observations add their places to the last salt, so nothing may come above it.
-    names = ["_DELAY", "_FIRST_PUSH", "_PUSH", "COMMAND_SALT", "LEVEL_SALT", "_NOISE"]
+    # observations add their places to some salts, so those need room for many.
+    names = ["_DELAY", "_FIRST_PUSH", "_PUSH", "COMMAND_SALT", "LEVEL_SALT"]
     salts = [getattr(env_module, name) for name in names]
-    assert salts == sorted(salts)
-    assert min(b - a for a, b in itertools.pairwise([0, *salts, 2**32])) >= 2**24
+    by_group = [env_module._NOISE, env_module._OBSERVATION_DELAY, env_module._ENCODER]
+    assert [*salts, *by_group] == sorted([*salts, *by_group])
+    assert min(b - a for a, b in itertools.pairwise([0, *salts, *by_group])) >= 2**24
+    assert min(b - a for a, b in itertools.pairwise([*by_group, 2**32])) >= 32 * 2**24
