@@ -55,7 +55,8 @@ def weighted_terms(
     raw = torch.stack([term.fn(params, before, action, after) for term in terms])
     weights = torch.stack([params.weights[term.name] for term in terms])
     summands = raw * (weights * dt)
-    return summands.sum(0), {term.name: summands[i] for i, term in enumerate(terms)}, raw
+    named = {term.name: summand for term, summand in zip(terms, summands.unbind(0), strict=True)}
+    return summands.sum(0), named, raw
 
 
 def exponential(squared_error: Tensor, scale: float) -> Tensor:

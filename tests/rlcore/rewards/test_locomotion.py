@@ -484,7 +484,8 @@ def some_steps():
 
 
 def test_a_mirrored_robot_gets_the_same_reward():
-    env, seen = walker(), {term.name: set() for term in every_term()}
+    env = walker()
+    seen: dict[str, set[float]] = {term.name: set() for term in every_term()}
     for before, action, after in some_steps():
         assert_same(mirror(mirror(before)).physics, before.physics)
         other_before, other_after, other = mirror(before), mirror(after), mirror_joints(action)
