@@ -252,11 +252,10 @@ def test_population_is_what_each_would_be_alone(small):
     assert not torch.equal(together.env_state.physics.qpos[0], together.env_state.physics.qpos[1])
 
 
-def test_randomized_robots_differ_and_learn():
+def test_randomized_robots_differ_and_learn(small):
     env = cartpole()
-    plain, randomize = make_ppo(env, SMALL), make_randomizer(env, Randomization(mass_scale=(0.5, 2.0)))
-    learner = make_ppo(env, SMALL, randomize)
-    state, shared = learner.init(random.key(0)), plain.init(random.key(0))
+    learner = make_ppo(env, SMALL, make_randomizer(env, Randomization(mass_scale=(0.5, 2.0))))
+    state, shared = learner.init(random.key(0)), small.init(random.key(0))
     mass, nominal = state.env_params.physics["body_mass"], env.engine.nominal("body_mass")["body_mass"]
     assert mass.shape == (4, 3) and len(mass[:, 1].unique()) == 4
     assert (mass >= 0.5 * nominal).all() and (mass <= 2.0 * nominal).all()
@@ -268,16 +267,16 @@ def test_randomized_robots_differ_and_learn():
     assert_same(state, before)
     assert_same(after.env_params, state.env_params)
     assert_same((after, metrics), learner.update(state))
-    assert not torch.equal(after.env_state.physics.qpos, plain.update(shared)[0].env_state.physics.qpos)
+    assert not torch.equal(after.env_state.physics.qpos, small.update(shared)[0].env_state.physics.qpos)
     # Another run has other robots.
     assert not torch.equal(learner.init(random.key(1)).env_params.physics["body_mass"], mass)
 
 
-def test_ranges_of_identity_learn_the_same_bits():
+def test_ranges_of_identity_learn_the_same_bits(small):
     env = cartpole()
     learner = make_ppo(env, SMALL, make_randomizer(env, Randomization()))
     (state, metrics), (plain, expected) = (
-        algorithm.update(algorithm.init(random.key(0))) for algorithm in (learner, make_ppo(env, SMALL))
+        algorithm.update(algorithm.init(random.key(0))) for algorithm in (learner, small)
     )
     assert_same((tree.replace(state, env_params=plain.env_params), metrics), (plain, expected))
 
