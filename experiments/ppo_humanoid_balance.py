@@ -36,7 +36,7 @@ class Config:
             value_layers=(128, 128),
         )
     )
-    training: TrainingConfig = field(default_factory=lambda: TrainingConfig(iterations=600))
+    training: TrainingConfig = field(default_factory=lambda: TrainingConfig(iterations=860))
 
 
 def build(config: Config) -> Experiment:
