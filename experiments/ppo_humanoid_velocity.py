@@ -7,6 +7,7 @@ from experiments.cli import run
 from experiments.recording import filmed, recorded_faults
 from rlcore.env import auto_reset
 from rlcore.experiment import Experiment, TrainingConfig
+from tasks.humanoid.symmetry import velocity_symmetry
 from tasks.humanoid.velocity import STAGES, make_humanoid_velocity
 
 
@@ -45,7 +46,7 @@ def build(config: Config) -> Experiment:
     """The environment and the learner that a configuration describes."""
     settings = (config.num_threads, config.episode_seconds, config.push_interval, config.push_speed)
     env = make_humanoid_velocity(*settings, stages=STAGES if config.curriculum else ())
-    algorithm = make_ppo(auto_reset(env), config.ppo)
+    algorithm = make_ppo(auto_reset(env), config.ppo, symmetry=velocity_symmetry(env))
     whole = make_humanoid_velocity(*settings, stages=())
     return Experiment(env, whole, algorithm, filmed(whole, algorithm), recorded_faults)
 

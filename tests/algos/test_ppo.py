@@ -607,6 +607,7 @@ def test_stream_cut_by_the_clock_is_worth_an_endless_one():
         ("value_coefficient", -1.0),
         ("entropy_coefficient", -1.0),
         ("bounds_coefficient", -1.0),
+        ("symmetry_coefficient", -1.0),
         ("max_gradient_norm", 0.0),
         ("initial_std", 0.0),
         ("policy_layers", (8, 0)),
