@@ -704,7 +704,7 @@ class Kernel:
         if rowed:
             self._code.loop(0, "%rows", lambda i: self._store_all(rowed, i))
         self._rows = plan.rows
-        self._call = _compiled(self._source()).call
+        self._compiled = _compiled(self._source())  # held, since its engine owns the code
         self._made = [(tuple(_value(n).shape), _value(n).dtype) for n in outputs]
         # Strides of arguments and constants are those of the recording; others are made contiguous if they are not.
         self._packed = [i for i, n in enumerate(self.inputs) if n.op not in ("placeholder", "get_attr")]
@@ -716,7 +716,7 @@ class Kernel:
         given = list(inputs)
         for i in self._packed:
             given[i] = given[i].contiguous()
-        self._call(self._rows, self._pointers(*[x.data_ptr() for x in made], *[x.data_ptr() for x in given]))
+        self._compiled.call(self._rows, self._pointers(*[x.data_ptr() for x in made], *[x.data_ptr() for x in given]))
         return made
 
     def _source(self) -> str:

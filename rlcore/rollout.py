@@ -143,9 +143,11 @@ class Episodes(NamedTuple):
       lengths: `[B]` control steps.
       terminated: `[B]` whether the task ended it (a fall); otherwise the clock did.
       faults: `[B]` whether the physics failed in it.
-      metrics: mean of each of the environment's metrics over the episode's steps, `[B]`.
+      metrics: mean of each of the environment's metrics over the episode's steps, `[B]` (`[B, ...]` for one of
+        several numbers).
       qpos: positions of the first robots, `[T, watched, nq]`, for a video; a robot whose episode is over
         stands still in it.
+      recorded: what `record` gave, `[T, B, ...]`, beginning with the reset.
     """
 
     returns: Float[Tensor, " B"]
@@ -154,6 +156,7 @@ class Episodes(NamedTuple):
     faults: Bool[Tensor, " B"]
     metrics: dict[str, Tensor]
     qpos: Float[Tensor, "T watched nq"]
+    recorded: dict[str, Tensor]
 
 
 def evaluate(
@@ -163,7 +166,9 @@ def evaluate(
     num_envs: int,
     *,
     params: Params | None = None,
+    shared_params: bool = True,
     watched: int = 0,
+    record: Callable[[EnvState], dict[str, Tensor]] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Episodes:
     """Run one whole episode of each of `num_envs` robots.
@@ -173,8 +178,10 @@ def evaluate(
       policy: obs `[B, ...]` to action `[B, action]`.
       key: random key; robot i's episode depends on it and on i alone.
       num_envs: how many episodes.
-      params: parameters for all robots; the nominal ones by default.
+      params: parameters; the nominal ones by default.
+      shared_params: whether one set of parameters serves all robots; otherwise each leaf is `[B, ...]`.
       watched: of how many robots to keep the positions.
+      record: `state of B robots -> {name: [B, ...]}`, what else to keep of every step.
       progress: called with (steps done, robots still going) after each step.
 
     Raises:
@@ -184,7 +191,7 @@ def evaluate(
         raise InputError(f"num_envs must be at least 1, got {num_envs}")
     if "auto_reset" in env.spec.wrappers or "time_limit" not in env.spec.wrappers:
         raise InputError(f"evaluation needs a time limit and no automatic reset, got {env.spec.wrappers}")
-    batched = batch(env)
+    batched = batch(env, shared_params=shared_params)
     params = env.params if params is None else params
     state, obs = batched.reset(params, random.split(key, num_envs))
     going = torch.ones(num_envs, dtype=torch.bool)
@@ -193,6 +200,7 @@ def evaluate(
     terminated, faults = torch.zeros_like(going), torch.zeros_like(going)
     sums: dict[str, Tensor] = {}
     qpos = [state.physics.qpos[:watched]]
+    kept = [] if record is None else [record(state)]
     steps = 0
     while bool(going.any()):
         after, transition = batched.step(params, state, policy(obs))
@@ -201,13 +209,19 @@ def evaluate(
         terminated = terminated | (going & transition.terminated)
         faults = faults | (going & (transition.metrics["fault"] > 0))
         for name, value in transition.metrics.items():
-            sums[name] = sums.get(name, torch.zeros_like(value)) + torch.where(going, value, 0.0)
+            counted = going.reshape(-1, *(1 for _ in value.shape[1:]))
+            sums[name] = sums.get(name, torch.zeros_like(value)) + torch.where(counted, value, 0.0)
         # Robots that are done stand still, so that a fallen one neither costs contacts nor explodes.
         state, obs = tree.where(going, after, state), tree.where(going, transition.next_obs, obs)
         going = going & ~(transition.terminated | transition.truncated)
         qpos.append(state.physics.qpos[:watched])
+        if record is not None:
+            kept.append(record(state))
         steps += 1
         if progress is not None:
             progress(steps, int(going.sum()))
-    metrics = {name: total / lengths for name, total in sums.items()}
-    return Episodes(returns, lengths, terminated, faults, metrics, torch.stack(qpos))
+    metrics = {
+        name: total / lengths.reshape(-1, *(1 for _ in total.shape[1:])) for name, total in sums.items()
+    }
+    recorded = {name: torch.stack([now[name] for now in kept]) for name in (kept[0] if kept else {})}
+    return Episodes(returns, lengths, terminated, faults, metrics, torch.stack(qpos), recorded)

@@ -20,7 +20,6 @@ MODEL = Path(__file__).parent / "humanoid.xml"
 ACTION_BOUND = 4.0
 STANDING_HEIGHT = 0.83  # m, pelvis above the floor
 FALLEN_HEIGHT = 0.6  # m
-FALLEN_TILT = 45.0  # degrees from upright
 JOINT_NOISE = 0.12  # rad, of the posture that an episode begins with
 LEAN = 0.05  # rad about each axis, of the attitude that it begins with
 SPEED = 0.1  # m/s and rad/s, of every velocity that it begins with

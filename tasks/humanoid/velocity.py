@@ -22,6 +22,7 @@ from tasks.humanoid import body
 COMMANDS = VelocityCommands(vx=(-0.5, 1.5), vy=(-0.3, 0.3), yaw_rate=(-1.0, 1.0), standing_fraction=0.1)
 ENDINGS = ("low", "tilted")
 STRIDE = 0.8  # s for both feet
+FALLEN_TILT = 45.0  # degrees from upright
 SWING_HEIGHT = 0.08  # m, how far a sole is lifted
 
 STAGES = (
@@ -98,7 +99,7 @@ def make_humanoid_velocity(
 
     rules = {
         "low": terminations.below_height(model, body.FALLEN_HEIGHT),
-        "tilted": terminations.tilted(model, body.FALLEN_TILT),
+        "tilted": terminations.tilted(model, FALLEN_TILT),
     }
     env = make_env(
         engine,

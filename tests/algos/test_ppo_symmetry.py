@@ -293,7 +293,7 @@ def test_training_stays_symmetric():
     error = {}
     for augment in (True, False):
         ppo = make_ppo(
-            world(best=best_upright), config(symmetry_augmentation=augment), Symmetry({"policy": swap}, swap)
+            world(best=best_upright), config(symmetry_augmentation=augment), symmetry=Symmetry({"policy": swap}, swap)
         )
         state = ppo.init(random.key(0))
         state = tree.replace(state, params=symmetrized(state.params, swap, swap))
@@ -342,7 +342,7 @@ def test_the_loss_keeps_a_policy_symmetric_where_the_reward_does_not():
     error = []
     for coefficient in (0.0, 10.0):
         ppo = make_ppo(
-            world(best=lambda x: 0 * x + wanted), config(symmetry_coefficient=coefficient, num_epochs=4), SYMMETRY
+            world(best=lambda x: 0 * x + wanted), config(symmetry_coefficient=coefficient, num_epochs=4), symmetry=SYMMETRY
         )
         state = ppo.init(random.key(0))
         for _ in range(12):

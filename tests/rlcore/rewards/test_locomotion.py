@@ -243,7 +243,7 @@ def sole(left, right, left_height=0.0, right_height=0.0):
 
 def test_memory_of_the_feet_by_hand():
     memory = feet_memory(robot(), DT)
-    begin = memory.init(NOTHING, sole(500.0, 0.0, 0.0, 0.2))
+    begin = memory.init(NOTHING, sole(500.0, 0.0, 0.0, 0.2), random.key(0))
     assert begin["contact"].tolist() == [True, False] and not begin["landed"].any()
     assert begin["peak_height"].tolist() == [0.0, 0.2]
     remembered = begin
@@ -273,7 +273,7 @@ def test_memory_of_the_feet_by_hand():
 def test_the_gait_clock_goes_round():
     memory = gait_memory(0.8)
     before = given()
-    phase = memory.init(NOTHING, before.physics)
+    phase = memory.init(NOTHING, before.physics, random.key(0))
     assert phase.shape == () and float(phase) == 0.0
     seen = []
     for number in range(1, 100):
