@@ -37,13 +37,15 @@ HEADING, HEADING_WEIGHT = 0.8, 0.5  # the heading projection that is paid in ful
 class RunnerSettings:
     """What differs from robot to robot. Rewards and costs are per control step.
 
+    A joint's share is its motor's torque over that of the strongest motor.
+
     Attributes:
       start_height: of the torso where an episode begins, m.
       fallen_height: below which it has fallen, m.
       alive: reward of a step without a fall.
       action_cost: of `||a||^2`.
-      energy_cost: of `sum |a_i qd_i| gear_i / max gear`, qd as it is observed.
-      limit_cost: of joint positions `[nu]`, scaled to [-1, 1] by their limits, and `gear / max gear` `[nu]`.
+      energy_cost: of `sum |a_i qd_i| share_i`, with qd as it is observed.
+      limit_cost: of joint positions `[nu]`, scaled to [-1, 1] by their limits, and shares `[nu]`.
       death: what the step that ends in a fall is paid instead of everything else.
       foot_sensors: names of force and torque sensors, whose values follow each other.
       joint_sensors: names of actuator force sensors likewise; none where joint forces are not observed.
@@ -73,7 +75,7 @@ class RunnerSettings:
 def make_runner(engine: MujocoEngine, name: str, settings: RunnerSettings, steps: int = EPISODE_STEPS) -> Env:
     """The running task with a limit of `steps` control steps, without automatic resets.
 
-    Actions are fractions of each motor's torque, clipped to [-1, 1]; the torque is action x gear.
+    Actions are fractions of each motor's torque, clipped to [-1, 1]; the torque is action x gear x gain.
 
     Raises:
       InputError: if a joint that is driven has no limits, or sensors are missing or lie apart.
@@ -86,8 +88,9 @@ def make_runner(engine: MujocoEngine, name: str, settings: RunnerSettings, steps
         raise InputError(f"joints without limits cannot be scaled by them: {', '.join(unlimited)}")
     lower = torch.tensor([joint.lower for joint in joints], dtype=torch.float64)
     upper = torch.tensor([joint.upper for joint in joints], dtype=torch.float64)
-    gear = torch.from_numpy(engine.mjmodel.actuator_gear[:, 0].copy())
-    share = gear / gear.max()
+    # The torque of a full action: its gear, or its gain.
+    torque = torch.from_numpy(engine.mjmodel.actuator_gear[:, 0] * engine.mjmodel.actuator_gainprm[:, 0])
+    share = torque / torque.max()
     feet, forces = _place(model, s.foot_sensors), _place(model, s.joint_sensors)
     root = torch.tensor([0.0, 0.0, s.start_height, 1.0, 0.0, 0.0, 0.0], dtype=torch.float64)
     posture = torch.clamp(torch.zeros_like(lower), lower, upper)

@@ -30,7 +30,7 @@ ROTOR = 3.0  # times the servo's inertia, as the joint feels it
 
 
 def at_limit(position: Tensor, share: Tensor) -> Tensor:
-    """`sum 0.25 (|q| - 0.98) / 0.02 gear / max gear` where |q| > 0.98: `[nu]`, `[nu]` to `[]`."""
+    """`sum 0.25 (|q| - 0.98) / 0.02 share` over joints of |q| > 0.98: `[nu]`, `[nu]` to `[]`."""
     return (12.5 * torch.clamp(position.abs() - 0.98, min=0.0) * share).sum()
 
 
@@ -41,7 +41,7 @@ def motor_model(path: Path = MODEL) -> mujoco.MjModel:
     torques, dampings = servos.actuator_forcerange[:, 1].copy(), -servos.actuator_biasprm[:, 2]
     for actuator, torque, damping in zip(spec.actuators, torques, dampings, strict=True):
         actuator.set_to_motor()
-        actuator.gear = [TORQUE * torque, 0, 0, 0, 0, 0]
+        actuator.gainprm[0] = TORQUE * torque  # not the gear, so that its force is what the joint feels
         actuator.ctrlrange, actuator.forcerange = [-1, 1], [0, 0]
         actuator.ctrllimited, actuator.forcelimited = True, False
         joint = spec.joint(actuator.target)
