@@ -77,8 +77,8 @@ class Subject:
         self.env: Any = self.run.experiment.evaluation_env
         if "command_vx" not in self.env.params.values:
             raise InputError(
-                f"{config.run_dir} is a run of {self.env.spec.name}, which follows no velocity commands: measure it with "
-                "experiments.evaluate"
+                f"{config.run_dir} is a run of {self.env.spec.name}, which follows no velocity commands: measure it "
+                "with experiments.evaluate"
             )
 
     def repeated(self, params: list[Any]) -> Any:
@@ -157,7 +157,7 @@ def gait(subject: Subject, tell: Tell) -> dict[str, Any]:
     from rlcore import tree
     from rlcore.commands import fixed_command
 
-    env, config = subject.env, subject.config
+    env = subject.env
     model = env.spec.model
     walking = fixed_command(env.params, 1.0)
     still = torch.zeros_like(walking.values["push_speed"])
@@ -270,7 +270,7 @@ def _gait_diagram(figures: dict[str, Any], names: list[str], seconds: float = 4.
 
     def draw(figure: Any) -> None:
         axes = figure.subplots()
-        for foot, name in enumerate(names):
+        for foot in range(len(names)):
             spans, begin = [], None
             for t, row in enumerate([*steps, [0] * len(names)]):
                 if row[foot] and begin is None:
@@ -330,8 +330,8 @@ training unless said otherwise; {walk}.</p>
 <h2>Torques at 1 m/s</h2>{_torques(step)}
 <h2>Other physics</h2>
 <p>Masses and stiffness +-20 %, friction 0.4 to 1.2 of the nominal, actions 20 ms late; commands as in training.</p>
-<table><tr><th>physics</th><th>episodes without a fall</th><th>error of velocity, m/s</th><th>worst world</th></tr>{rows}
-</table></body></html>
+<table><tr><th>physics</th><th>episodes without a fall</th><th>error of velocity, m/s</th><th>worst world</th></tr>
+{rows}</table></body></html>
 """
 
 
@@ -373,7 +373,8 @@ def main(config: Config) -> None:
         values = [x for row in grid[name] for x in row]
         print(f"{name:<16} mean {sum(values) / len(values):.3f}{unit}   {min(values):.3f} to {max(values):.3f}")
     for name, x in figures["worlds"].items():
-        print(f"{name + ' physics':<16} {100 * x['survival']:.1f} % survive ({100 * x['low']:.1f} to {100 * x['high']:.1f})")
+        interval = f"{100 * x['low']:.1f} to {100 * x['high']:.1f}"
+        print(f"{name + ' physics':<16} {100 * x['survival']:.1f} % survive ({interval})")
     print(f"\nwritten to {path} and {path.with_suffix('.json')}")
 
 

@@ -220,8 +220,6 @@ def evaluate(
         steps += 1
         if progress is not None:
             progress(steps, int(going.sum()))
-    metrics = {
-        name: total / lengths.reshape(-1, *(1 for _ in total.shape[1:])) for name, total in sums.items()
-    }
+    metrics = {name: total / lengths.reshape(-1, *(1 for _ in total.shape[1:])) for name, total in sums.items()}
     recorded = {name: torch.stack([now[name] for now in kept]) for name in (kept[0] if kept else {})}
     return Episodes(returns, lengths, terminated, faults, metrics, torch.stack(qpos), recorded)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from rlcore.env import Env
 from rlcore.physics.mujoco import MujocoEngine
-from tasks.humanoid.balance import MODEL
+from tasks.humanoid.body import MODEL
 from tasks.running import CONTROL_DT, EPISODE_STEPS, RunnerSettings, make_runner
 
 START_HEIGHT = 0.87  # m

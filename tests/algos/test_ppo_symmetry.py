@@ -342,7 +342,9 @@ def test_the_loss_keeps_a_policy_symmetric_where_the_reward_does_not():
     error = []
     for coefficient in (0.0, 10.0):
         ppo = make_ppo(
-            world(best=lambda x: 0 * x + wanted), config(symmetry_coefficient=coefficient, num_epochs=4), symmetry=SYMMETRY
+            world(best=lambda x: 0 * x + wanted),
+            config(symmetry_coefficient=coefficient, num_epochs=4),
+            symmetry=SYMMETRY,
         )
         state = ppo.init(random.key(0))
         for _ in range(12):

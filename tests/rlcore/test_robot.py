@@ -14,7 +14,7 @@ from rlcore import random
 from rlcore.errors import InputError
 from rlcore.physics.mujoco import MujocoEngine, load_model
 from rlcore.robot import make_robot
-from tasks.humanoid.balance import MODEL
+from tasks.humanoid.body import MODEL
 
 
 @functools.cache

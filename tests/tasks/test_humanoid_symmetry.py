@@ -9,7 +9,8 @@ from rlcore.env import auto_reset, batch, observation_history, observation_noise
 from rlcore.errors import InputError
 from rlcore.physics.mujoco import load_model
 from rlcore.symmetry import apply, axis_signs, make_symmetry, mirror_coordinates, mirror_joints, mirror_state
-from tasks.humanoid.balance import MODEL, make_humanoid_balance
+from tasks.humanoid.balance import make_humanoid_balance
+from tasks.humanoid.body import MODEL
 from tasks.humanoid.symmetry import PARTS, balance_symmetry
 
 NUM = 16

@@ -12,7 +12,7 @@ from rlcore.errors import InputError
 from rlcore.jit import jit
 from rlcore.physics.mujoco import load_model, load_spec
 from rlcore.physics.terrain import KINDS, TerrainConfig, add_terrain
-from tasks.humanoid.balance import MODEL
+from tasks.humanoid.body import MODEL
 
 FLOOR = """
 <mujoco>

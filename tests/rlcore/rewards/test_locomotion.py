@@ -15,7 +15,7 @@ from rlcore.physics.mujoco import MujocoEngine, load_model
 from rlcore.rewards import Term, action_rate, alive, locomotion, termination
 from rlcore.rewards.locomotion import feet_memory, gait_memory, previous_action_memory
 from rlcore.robot import make_robot
-from tasks.humanoid.balance import MODEL
+from tasks.humanoid.body import MODEL
 
 DT = 0.02
 NOTHING = Params({}, {}, {})
