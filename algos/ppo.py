@@ -83,7 +83,7 @@ class PPOConfig:
     initial_std: float = 1.0
     """Standard deviation of actions at the start."""
     policy_average: float = 0.0
-    """Decay, per iteration, of the running mean of the policy's parameters that evaluation, film and export use: large
+    """Decay, per iteration, of the running mean of the policy's parameters that evaluation and films use: large
     steps leave the newest policy a little to one side or the other of where learning is. 0 takes the newest."""
     policy_layers: tuple[int, ...] = (256, 128, 64)
     """Hidden layers of the policy."""

@@ -169,7 +169,8 @@ def gait(subject: Subject, tell: Tell) -> dict[str, Any]:
 
     done = subject.episodes([walking], tell, "gait", record=record)
     longest = int(done.lengths.argmax())
-    settled = round(2.0 / env.spec.control_dt)  # from here on it walks
+    # From here on it walks.
+    settled = min(round(2.0 / env.spec.control_dt), int(done.lengths[longest]) // 2)
     contact = done.recorded["contact"][settled : int(done.lengths[longest]), longest]
     whole = done.recorded["torque"][settled:, done.lengths == done.lengths.max()].reshape(-1, len(places)).abs()
     return {

@@ -365,7 +365,8 @@ def test_observations_are_mirrored_before_they_are_scaled():
     )
     (layer,) = state.params.policy
     params = tree.replace(state.params, policy=[{**layer, "weight": 100 * layer["weight"]}])
-    state = tree.replace(state, params=params, observation_moments={"policy": lopsided})
+    moments = {"policy": lopsided}
+    state = tree.replace(state, params=params, averaged=params.policy, observation_moments=moments)
     difference = asymmetry(ppo, state, state.obs["policy"])
     after, metrics = ppo.update(state)
     assert float(metrics["loss/symmetry"]) == pytest.approx(float(difference.square().sum(-1).mean()), rel=1e-5)
