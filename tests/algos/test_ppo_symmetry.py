@@ -373,7 +373,7 @@ def test_observations_are_mirrored_before_they_are_scaled():
     # Ten samples before, and sixteen of each side.
     assert float(after.observation_moments["policy"].count) == 10 + 2 * 16
     # The metric is the same of the policy that came out, seen through the moments that it was learned with.
-    learned = tree.replace(state, params=after.params)
+    learned = tree.replace(state, params=after.params, averaged=after.params.policy)
     root = float(asymmetry(ppo, learned, state.obs["policy"]).square().mean().sqrt())
     assert float(metrics["policy/symmetry_error"]) == pytest.approx(root, rel=1e-5)
 
