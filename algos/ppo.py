@@ -7,7 +7,7 @@ global random generator.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -32,6 +32,8 @@ from rlcore.rollout import (
     no_episodes,
     unroll,
 )
+from rlcore.symmetry import SignedPermutation, Symmetry, check_symmetry
+from rlcore.symmetry import apply as reflect
 from rlcore.tree import pytree
 
 # --- configuration ------------------------------------------------------------------------------------------
@@ -81,7 +83,7 @@ class PPOConfig:
     initial_std: float = 1.0
     """Standard deviation of actions at the start."""
     policy_average: float = 0.0
-    """Decay, per iteration, of the running mean of the policy's parameters that evaluation, film and export use: large
+    """Decay, per iteration, of the running mean of the policy's parameters that evaluation and films use: large
     steps leave the newest policy a little to one side or the other of where learning is. 0 takes the newest."""
     policy_layers: tuple[int, ...] = (256, 128, 64)
     """Hidden layers of the policy."""
@@ -89,11 +91,15 @@ class PPOConfig:
     """Hidden layers of the value function."""
     activation: str = "elu"
     """Activation between layers: elu, gelu, relu, silu, swish or tanh."""
+    symmetry_coefficient: float = 0.0
+    """Weight of the loss on the difference between the policy and its mirror image."""
+    symmetry_augmentation: bool = False
+    """Learn from each transition and from its mirror image."""
 
     def __post_init__(self) -> None:
         at_least_one = ("num_envs", "num_steps", "num_epochs", "num_minibatches")
         positive = ("learning_rate", "clip", "max_gradient_norm", "initial_std")
-        not_negative = ("value_coefficient", "entropy_coefficient", "bounds_coefficient")
+        not_negative = ("value_coefficient", "entropy_coefficient", "bounds_coefficient", "symmetry_coefficient")
         for name in at_least_one:
             _check(self, name, getattr(self, name) >= 1, "at least 1")
         _check(self, "num_steps", self.batch_size >= 2, "more than 1 where num_envs is 1")
@@ -124,11 +130,21 @@ class PPOConfig:
         """Environment steps between two updates."""
         return self.num_envs * self.num_steps
 
+    @property
+    def symmetric(self) -> bool:
+        """Whether learning needs to know how the task looks in the mirror."""
+        return self.symmetry_augmentation or self.symmetry_coefficient > 0
+
 
 def _check(config: PPOConfig, name: str, valid: bool, what: str) -> None:
     if not valid:
         flag = "--ppo." + name.replace("_", "-")
         raise InputError(f"{name} must be {what}, got {getattr(config, name)} ({flag})")
+
+
+def _check_no_symmetry(config: PPOConfig) -> None:
+    for name in ("symmetry_coefficient", "symmetry_augmentation"):
+        _check(config, name, not getattr(config, name), "left out where no symmetry is given")
 
 
 # --- losses -------------------------------------------------------------------------------------------------
@@ -194,6 +210,21 @@ def bounds_loss(
     return outside.square().sum(-1).mean()
 
 
+def symmetry_loss(
+    mean: Float[Tensor, "N action"], mirrored_mean: Float[Tensor, "N action"], mirror: SignedPermutation
+) -> Float[Tensor, ""]:
+    """`mean(||mu(o) - M_a mu(M_o o)||^2)`: zero where the policy does in the mirror the mirror image of what it does.
+
+    Source: Yu et al. 2018, "Learning symmetric and low-energy locomotion".
+
+    Args:
+      mean: mean actions for observations.
+      mirrored_mean: mean actions for the mirror images of these observations.
+      mirror: the map of actions, M_a.
+    """
+    return (mean - reflect(mirror, mirrored_mean)).square().sum(-1).mean()
+
+
 @pytree
 class Batch:
     """What a minibatch holds; every leaf is `[N, ...]`.
@@ -204,6 +235,8 @@ class Batch:
       log_prob, mean: of that action, and the mean action, under the policy that did it.
       advantage: `[N]`.
       value, target: `[N]` the network's old output, and the return to predict in the network's units.
+      mirrored: where learning needs them, `policy_obs` and `value_obs` of the mirror images. They were mirrored before
+        they were normalized: the other way round, another observation would come out.
     """
 
     policy_obs: Tensor
@@ -214,6 +247,27 @@ class Batch:
     advantage: Tensor
     value: Tensor
     target: Tensor
+    mirrored: dict[str, Tensor] = field(default_factory=dict)
+
+
+def augmented(data: Batch, mirror: SignedPermutation) -> Batch:
+    """A minibatch and then its mirror image: `[N, ...]` to `[2N, ...]`.
+
+    What the acting policy knew of an action is taken over to the mirrored one: its log probability, the value and the
+    advantage. The acting policy itself would have done the mirrored action with another probability, as far as it is
+    not symmetric, and one that is tiny would make the ratio explode.
+
+    Source: Mittal et al. 2024, "Symmetry considerations for learning task symmetric robot policies",
+    https://arxiv.org/abs/2403.04359.
+
+    Args:
+      data: the minibatch, with `mirrored` observations.
+      mirror: the map of actions.
+    """
+    actions = {"action": reflect(mirror, data.action), "mean": reflect(mirror, data.mean)}
+    observations = {name: data.mirrored[name] for name in ("policy_obs", "value_obs")}
+    image = tree.replace(data, **observations, **actions, mirrored={})
+    return tree.map_leaves(lambda x, y: torch.cat([x, y]), tree.replace(data, mirrored={}), image)
 
 
 @pytree
@@ -233,10 +287,11 @@ def ppo_loss(
     config: PPOConfig,
     bounds: tuple[Tensor, Tensor],
     apply: tuple[Callable[[Any, Tensor], Tensor], Callable[[Any, Tensor], Tensor]],
+    mirror: SignedPermutation | None = None,
 ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
     """PPO's objective on a minibatch.
 
-    `L = L_surrogate + c_v L_value - c_e H + c_b L_bounds`
+    `L = L_surrogate + c_v L_value - c_e H + c_b L_bounds + c_s L_symmetry`
 
     Args:
       params: the parameters to differentiate by.
@@ -246,10 +301,19 @@ def ppo_loss(
       config: the coefficients that are fixed.
       bounds: lowest and highest action, `[action]` each.
       apply: the policy's and the value function's network.
+      mirror: the map of actions, where the config asks for symmetry; `data.mirrored` is needed then too.
 
     Returns:
       The loss and its parts.
+
+    Raises:
+      InputError: if the config asks for symmetry and there is no map.
     """
+    if mirror is None:
+        _check_no_symmetry(config)
+    size, mirrored = data.advantage.shape[0], data.mirrored
+    if mirror is not None and config.symmetry_augmentation:
+        data = augmented(data, mirror)
     mean = apply[0](params.policy, data.policy_obs)
     value = apply[1](params.value, data.value_obs).squeeze(-1)
     log_prob = gaussian_log_prob(mean, params.log_std, data.action)
@@ -263,14 +327,21 @@ def ppo_loss(
         - coefficients["entropy_coefficient"] * entropy
         + config.bounds_coefficient * outside
     )
+    extra: dict[str, Tensor] = {}
+    if mirror is not None and config.symmetry_coefficient > 0:
+        # An augmented minibatch has its mirror image for its second half.
+        image = mean[size:] if config.symmetry_augmentation else apply[0](params.policy, mirrored["policy_obs"])
+        extra["loss/symmetry"] = symmetry_loss(mean[:size], image, mirror)
+        loss = loss + config.symmetry_coefficient * extra["loss/symmetry"]
     ratio = torch.exp(log_prob - data.log_prob)
     metrics = {
         "loss/policy": surrogate,
         "loss/value": critic,
         "loss/bounds": outside,
         "policy/entropy": entropy,
-        "policy/kl": gaussian_kl(data.mean, old_log_std, mean, params.log_std).mean(),
+        "policy/kl": gaussian_kl(data.mean[:size], old_log_std, mean[:size], params.log_std).mean(),
         "policy/clip_fraction": ((ratio - 1.0).abs() > coefficients["clip"]).to(torch.float32).mean(),
+        **extra,
     }
     return loss, {name: value.detach() for name, value in metrics.items()}
 
@@ -290,7 +361,7 @@ class TrainState:
       value_moments: of returns.
       coefficients: learning_rate, discount, gae_lambda, clip and entropy_coefficient as tensors `[]`, so that
         runs side by side under vmap can differ in them.
-      env_params, env_state, obs: the environments.
+      env_params, env_state, obs: the environments; every leaf of env_params is `[B, ...]` where robots differ.
       episodes: what the last hundred or so episodes came to.
       key: random key of the run.
       iteration, env_steps: `[]` counters.
@@ -314,7 +385,12 @@ class TrainState:
 # --- the algorithm ------------------------------------------------------------------------------------------
 
 
-def make_ppo(env: Env, config: PPOConfig) -> Algorithm:
+def make_ppo(
+    env: Env,
+    config: PPOConfig,
+    randomize: Callable[[Params, Tensor], Params] | None = None,
+    symmetry: Symmetry | None = None,
+) -> Algorithm:
     """PPO on an environment of one robot.
 
     The value function sees the observation group `critic` where the environment has one, else `policy`.
@@ -322,12 +398,17 @@ def make_ppo(env: Env, config: PPOConfig) -> Algorithm:
     Args:
       env: an environment with automatic resets.
       config: the settings.
+      randomize: `(params, key) -> params`, drawn once for each robot of a run (see `rlcore.randomize`); by default all
+        robots share the environment's own parameters.
+      symmetry: how the task looks in the mirror. Then `policy/symmetry_error` tells how far the policy is from doing
+        in the mirror the mirror image of what it does: the root of the mean squared difference of mean actions.
 
     Returns:
       `init(key)`, `update(state)` and `act(state, obs, key)`, all pure.
 
     Raises:
-      InputError: if the environment does not reset itself.
+      InputError: if the environment does not reset itself, the config asks for symmetry where none is given, or the
+        symmetry does not fit the environment.
     """
     if "auto_reset" not in env.spec.wrappers:
         raise InputError(f"PPO needs an environment with automatic resets; wrap {env.spec.name} in auto_reset")
@@ -340,12 +421,26 @@ def make_ppo(env: Env, config: PPOConfig) -> Algorithm:
         final_scale=0.01,
     )
     value_net = mlp((env.spec.observation_size(critic_group), *config.value_layers, 1), config.activation)
+    if symmetry is None:
+        _check_no_symmetry(config)
+    else:
+        check_symmetry(symmetry, env.spec, groups)
+    mirrors = {} if symmetry is None else symmetry.observations
+    mirror_action = None if symmetry is None else symmetry.action
     apply = (policy_net.apply, value_net.apply)
     bounds = (torch.tensor(env.spec.action_low), torch.tensor(env.spec.action_high))
-    batched = batch(env)
+    batched = batch(env, shared_params=randomize is None)
 
     def scaled(moments: dict[str, Moments], group: str, obs: Tensor) -> Tensor:
         return normalize(moments[group], obs) if config.normalize_observations else obs
+
+    def image(moments: dict[str, Moments], group: str, obs: Tensor) -> Tensor:
+        """The mirror image of observations, then scaled."""
+        return scaled(moments, group, reflect(mirrors[group], obs))
+
+    def sample(group: str, obs: Tensor) -> Tensor:
+        """What moments are updated with: for a symmetric policy as much of the left as of the right."""
+        return torch.cat([obs, reflect(mirrors[group], obs)]) if config.symmetric else obs
 
     def act(actor: Any, obs: Obs, key: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         params, moments = actor
@@ -400,9 +495,15 @@ def make_ppo(env: Env, config: PPOConfig) -> Algorithm:
             # As the network told it: what value_clip limits is how far the network moves.
             value=value_tm1,
             target=goal,
+            mirrored={
+                "policy_obs": image(state.observation_moments, "policy", trajectory.obs["policy"]),
+                "value_obs": image(state.observation_moments, critic_group, trajectory.obs[critic_group]),
+            }
+            if config.symmetric
+            else {},
         )
         data = tree.map_leaves(lambda x: x.reshape(-1, *x.shape[2:]), data)
-        moments = {g: moments_update(m, trajectory.obs[g]) for g, m in state.observation_moments.items()}
+        moments = {g: moments_update(m, sample(g, trajectory.obs[g])) for g, m in state.observation_moments.items()}
         metrics = {"value/explained_variance": explained, "value/mean": v_tm1.mean()}
         metrics |= trajectory_metrics(trajectory, env, bounds)
         return data, moments, value_moments, metrics
@@ -416,7 +517,7 @@ def make_ppo(env: Env, config: PPOConfig) -> Algorithm:
         data: Batch,
     ) -> tuple[Networks, AdamState, dict[str, Tensor]]:
         grads, (_, metrics) = torch.func.grad_and_value(ppo_loss, has_aux=True)(
-            params, data, old_log_std, coefficients, config, bounds, apply
+            params, data, old_log_std, coefficients, config, bounds, apply, mirror_action
         )
         grads, norm = clip_by_global_norm(grads, config.max_gradient_norm)
         params, optimizer = adam_update(grads, optimizer, params, coefficients["learning_rate"])
@@ -426,6 +527,13 @@ def make_ppo(env: Env, config: PPOConfig) -> Algorithm:
     def divergence(params: Networks, old_log_std: Tensor, data: Batch) -> Tensor:
         mean = policy_net.apply(params.policy, data.policy_obs)
         return gaussian_kl(data.mean, old_log_std, mean, params.log_std).mean()
+
+    @jit
+    def symmetry_error(params: Networks, moments: dict[str, Moments], obs: Tensor) -> Tensor:
+        mean = policy_net.apply(params.policy, scaled(moments, "policy", obs))
+        mirrored_mean = policy_net.apply(params.policy, image(moments, "policy", obs))
+        assert mirror_action is not None
+        return torch.sqrt(symmetry_loss(mean, mirrored_mean, mirror_action) / action_size)
 
     def learn(state: TrainState, data: Batch, key: Tensor) -> tuple[Networks, AdamState, dict[str, Tensor]]:
         """All gradient steps of an iteration; the metrics but the divergence are means over them."""
@@ -450,7 +558,13 @@ def make_ppo(env: Env, config: PPOConfig) -> Algorithm:
             value=value_net.init(value_key),
             log_std=torch.full((action_size,), math.log(config.initial_std)),
         )
-        env_state, obs = batched.reset(env.params, random.split(env_key, config.num_envs))
+        env_params = env.params
+        if randomize is not None:
+            params_keys = random.split(random.fold_in(key, 4), config.num_envs)
+            env_params = torch.func.vmap(randomize, in_dims=(None, 0))(env.params, params_keys)
+            # What all share is an expanded view under vmap, and would come back from a checkpoint as none.
+            env_params = tree.map_leaves(torch.Tensor.contiguous, env_params)
+        env_state, obs = batched.reset(env_params, random.split(env_key, config.num_envs))
         names = ("learning_rate", "discount", "gae_lambda", "clip", "entropy_coefficient")
         return TrainState(
             params=params,
@@ -460,10 +574,10 @@ def make_ppo(env: Env, config: PPOConfig) -> Algorithm:
             observation_moments={g: moments_init(obs[g].shape[-1]) for g in groups},
             value_moments=moments_init(()),
             coefficients={name: torch.tensor(float(getattr(config, name))) for name in names},
-            env_params=env.params,
+            env_params=env_params,
             env_state=env_state,
             obs=obs,
-            episodes=no_episodes(),
+            episodes=no_episodes(env.spec),
             key=run_key,
             iteration=torch.tensor(0),
             env_steps=torch.tensor(0),
@@ -479,8 +593,12 @@ def make_ppo(env: Env, config: PPOConfig) -> Algorithm:
         params, optimizer, learned = learn(state, data, learn_key)
         metrics = {**metrics, **learned, "policy/learning_rate": state.coefficients["learning_rate"]}
         metrics["policy/std"] = params.log_std.exp().mean()
+        if symmetry is not None:
+            # The last step's observations are enough for a metric.
+            last = trajectory.obs["policy"][-1]
+            metrics["policy/symmetry_error"] = symmetry_error(params, state.observation_moments, last)
         episodes = count_episodes(state.episodes, trajectory.transition)
-        metrics |= episode_metrics(episodes)
+        metrics |= episode_metrics(episodes, env.spec)
         state = TrainState(
             params=params,
             averaged=_averaged(state, params.policy, config.policy_average),
@@ -536,18 +654,20 @@ def trajectory_metrics(trajectory: Trajectory, env: Env, bounds: tuple[Tensor, T
 
     Returns:
       `policy/saturation`: share of actions at a bound; `episode/ended`: how many episodes ended in it; `reward/*`:
-      each term's mean per second; `env/*`: means over steps of the environment's metrics; `env/faults`: how many
-      steps failed.
+      each term's mean per second, weighted; `reward_raw/*`: each term's mean as it is; `env/*`: means over steps of
+      the environment's metrics; `env/faults`: how many steps failed.
     """
     transition = trajectory.transition
     logged = {k: v for k, v in transition.metrics.items() if not k.startswith("episode_")}
     low, high = bounds
     saturated = (trajectory.action <= low) | (trajectory.action >= high)
     dt = env.spec.control_dt
+    raw = transition.raw_terms.mean((0, 1))
     return {
         "episode/ended": (transition.terminated | transition.truncated).sum(),
         "env/faults": logged.pop("fault").sum(),
         "policy/saturation": saturated.to(torch.float32).mean(),
         **{f"reward/{name}": term.mean() / dt for name, term in transition.terms.items()},
+        **{f"reward_raw/{name}": raw[i] for i, name in enumerate(env.spec.terms)},
         **{f"env/{name}": value.mean() for name, value in logged.items()},
     }

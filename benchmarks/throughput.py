@@ -29,7 +29,12 @@ from benchmarks.report import RESULTS, header, machine_line, made, write_json
 from rlcore.errors import InputError
 
 LEVELS = ("engine", "env", "policy", "ppo")
-EXPERIMENTS = {"humanoid_balance": "experiments.ppo_humanoid_balance", "cartpole": "experiments.ppo_cartpole"}
+EXPERIMENTS = {
+    "humanoid_balance": "experiments.ppo_humanoid_balance",
+    "humanoid_run": "experiments.ppo_humanoid_run",
+    "ant": "experiments.ppo_ant",
+    "cartpole": "experiments.ppo_cartpole",
+}
 
 # What `--gate` asks of a level's share of the bare engine's speed, from this many environments on.
 GATE_ENVS = 512
@@ -56,7 +61,7 @@ class Config:
       python -m benchmarks.throughput --run runs/ppo_humanoid_balance/20260101-120000-seed0
     """
 
-    task: Literal["humanoid_balance", "cartpole"] = "humanoid_balance"
+    task: Literal["humanoid_balance", "humanoid_run", "ant", "cartpole"] = "humanoid_balance"
     """What the robots do."""
     run: Path | None = None
     """A trained run of that task whose policy acts, so that most robots stand; by default an untrained one

@@ -8,6 +8,7 @@ from experiments.recording import filmed, recorded_faults
 from rlcore.env import auto_reset
 from rlcore.experiment import Experiment, TrainingConfig
 from tasks.humanoid.balance import make_humanoid_balance
+from tasks.humanoid.symmetry import balance_symmetry
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Config:
 def build(config: Config) -> Experiment:
     """The environment and the learner that a configuration describes."""
     env = make_humanoid_balance(config.num_threads, config.episode_seconds, config.push_interval, config.push_speed)
-    algorithm = make_ppo(auto_reset(env), config.ppo)
+    algorithm = make_ppo(auto_reset(env), config.ppo, symmetry=balance_symmetry(env))
     return Experiment(env, env, algorithm, filmed(env, algorithm), recorded_faults)
 
 

@@ -33,7 +33,9 @@ Obs = dict[str, Tensor]
 
 # What each consumer of randomness adds to the step counter before folding it into the state's key. A reset splits
 # its key in two (0 and 1), so the counters of steps begin well above.
-_DELAY, _FIRST_PUSH, _PUSH, _NOISE = (salt << 32 - 8 for salt in (1, 2, 3, 4))
+_DELAY, _FIRST_PUSH, _PUSH, COMMAND_SALT, LEVEL_SALT, _NOISE = (salt << 32 - 8 for salt in range(1, 7))
+# Those who draw for each group of observations add its place, and have room for many.
+_OBSERVATION_DELAY, _ENCODER = (salt << 32 - 8 for salt in (128, 192))
 
 
 @pytree
@@ -57,7 +59,8 @@ class EnvState:
 
     Attributes:
       physics: the mechanical state.
-      memory: what the task and each wrapper remember, by name. `last_action` `[action]` is always there.
+      memory: what the task and each wrapper remember, by name. `last_action` `[action]` is always there, and so is
+        `terminated`, `[]` bool: whether the step that led here ended the episode by the task or by a fault.
       key: `[2]` random key of the episode; with `steps` folded in, that of a step.
       steps: `[]` int64, control steps since the reset.
     """
@@ -77,15 +80,17 @@ class Transition:
       next_obs: what the step led to, before any reset. Bootstrap from this one.
       reward: `[]` sum of the weighted terms times the control interval.
       terms: each term, weighted and times the control interval, `[]`.
+      raw_terms: `[terms]` each term as it is, in the order of `EnvSpec.terms`: a term of weight 0 can be watched.
       terminated: `[]` bool, the task ended the episode: nothing comes after.
       truncated: `[]` bool, the clock ended it: bootstrap.
-      metrics: quantities worth logging, `[]` each.
+      metrics: quantities worth logging, `[]` each (but `episode_terms`, see `auto_reset`).
     """
 
     obs: Obs
     next_obs: Obs
     reward: Tensor
     terms: dict[str, Tensor]
+    raw_terms: Tensor
     terminated: Tensor
     truncated: Tensor
     metrics: dict[str, Tensor]
@@ -105,6 +110,7 @@ class EnvSpec:
       terms: names of the reward terms.
       model: the robot.
       wrappers: what has been wrapped around the task, innermost first.
+      episode_steps: control steps after which an episode is truncated; None where no clock ends it.
     """
 
     name: str
@@ -117,6 +123,7 @@ class EnvSpec:
     terms: tuple[str, ...]
     model: ModelInfo
     wrappers: tuple[str, ...] = ()
+    episode_steps: int | None = None
 
     @property
     def action_size(self) -> int:
@@ -145,8 +152,12 @@ class Step(Protocol):
     def __call__(self, params: Params, state: EnvState, action: Tensor, /) -> tuple[EnvState, Transition]: ...
 
 
+def _unchanged(params: Params, state: EnvState) -> Params:
+    return params
+
+
 class Env(NamedTuple):
-    """An environment of one robot: a description, nominal parameters and two pure functions.
+    """An environment of one robot: a description, nominal parameters and pure functions.
 
     Attributes:
       spec: what it looks like from outside.
@@ -154,6 +165,9 @@ class Env(NamedTuple):
       reset: `(params, key [2]) -> (state, obs)`. A null key gives a state of no meaning at no cost.
       step: `(params, state, action [action]) -> (state, transition)`.
       engine: what runs the physics.
+      carry: `(params, state) -> params`, what an episode hands on to the next one: the parameters for the reset
+        that follows an episode which ended in `state`. By default they stay the same. What is carried is small and
+        computed for every robot at every step, so it may only move leaves about.
     """
 
     spec: EnvSpec
@@ -161,17 +175,19 @@ class Env(NamedTuple):
     reset: Reset
     step: Step
     engine: BatchEngine
+    carry: Callable[[Params, EnvState], Params] = _unchanged
 
 
 class Memory(NamedTuple):
     """Something a task remembers: a tree in `EnvState.memory`.
 
     Attributes:
-      init: `(params, physics) -> tree`, at a reset.
-      update: `(params, before, action, physics) -> tree`, after each step.
+      init: `(params, physics, key) -> tree`, at a reset. The key is the episode's, `EnvState.key`: who draws folds a
+        number of its own into it, as `rlcore.commands` does.
+      update: `(params, before, action, physics) -> tree`, after each step; `before` has the key and the step counter.
     """
 
-    init: Callable[[Params, PhysicsState], Any]
+    init: Callable[[Params, PhysicsState, Tensor], Any]
     update: Callable[[Params, EnvState, Tensor, PhysicsState], Any]
 
 
@@ -199,11 +215,12 @@ def make_env(
       initial: `(params, key) -> (qpos [nq], qvel [nv])`, where an episode begins.
       observe: `(params, state) -> {group: {part: [k]}}`; training, evaluation, export and the robot call it.
       terms: the reward terms.
-      terminate: `(params, physics) -> [] bool`, whether the task has ended. A physics fault ends it too.
+      terminate: `(params, physics) -> [] bool`, whether the task has ended. A physics fault ends it too. Reward terms
+        and metrics find both in `after.memory["terminated"]`.
       control: `(params, state, action) -> ctrl [nu]`; by default the action is the control.
       action_bounds: lowest and highest of each action; by default the actuators' control ranges.
       metrics: `(params, before, action, after) -> {name: []}`, quantities to log.
-      memory: what the task remembers beyond `last_action`.
+      memory: what the task remembers beyond `last_action` and `terminated`.
       values: initial `params.values`.
 
     Raises:
@@ -231,12 +248,13 @@ def make_env(
         return {g: torch.cat(list(parts.values())).to(torch.float32) for g, parts in groups.items()}
 
     def reset(params: Params, key: Tensor, /) -> tuple[EnvState, Obs]:
-        draw, carry = random.split(key)
+        draw, episode = random.split(key)
         start = engine.initial(*initial(params, draw))
         physics = engine.forward(params.physics, start, mask=~random.is_null(key))
-        remembered = {n: m.init(params, physics) for n, m in memories.items()}
+        remembered = {n: m.init(params, physics, episode) for n, m in memories.items()}
         remembered["last_action"] = physics.qpos.new_zeros((action_size,))
-        state = EnvState(physics, remembered, carry, torch.zeros_like(physics.fault))
+        remembered["terminated"] = torch.zeros_like(physics.fault, dtype=torch.bool)
+        state = EnvState(physics, remembered, episode, torch.zeros_like(physics.fault))
         return state, grouped(params, state)
 
     def step(params: Params, state: EnvState, action: Tensor, /) -> tuple[EnvState, Transition]:
@@ -248,14 +266,14 @@ def make_env(
         action = torch.nan_to_num(action, 0.0, 0.0, 0.0)
         remembered = {n: m.update(params, state, action, physics) for n, m in memories.items()}
         remembered["last_action"] = action
-        after = EnvState(physics, remembered, state.key, state.steps + 1)
-        reward, weighted = weighted_terms(terms, params, state, action, after, control_dt)
         fault = physics.fault != 0
+        remembered["terminated"] = terminated = terminate(params, physics) | fault
+        after = EnvState(physics, remembered, state.key, state.steps + 1)
+        reward, weighted, raw = weighted_terms(terms, params, state, action, after, control_dt)
         obs = grouped(params, after)
         logged = {} if metrics is None else metrics(params, state, action, after)
         logged = {**logged, "fault": fault.to(reward.dtype)}
-        terminated = terminate(params, physics) | fault
-        return after, Transition(obs, obs, reward, weighted, terminated, torch.zeros_like(terminated), logged)
+        return after, Transition(obs, obs, reward, weighted, raw, terminated, torch.zeros_like(terminated), logged)
 
     params = Params(
         physics={},
@@ -264,9 +282,10 @@ def make_env(
     )
     # The observation's parts are read off a reset, so that no task states a size twice.
     start = engine.forward({}, engine.initial(*initial(params, random.key(0))))
-    remembered = {n: m.init(params, start) for n, m in memories.items()}
+    remembered = {n: m.init(params, start, random.key(0)) for n, m in memories.items()}
     still = start.qpos.new_zeros(action_size)
-    state = EnvState(start, {**remembered, "last_action": still}, random.key(0), torch.zeros_like(start.fault))
+    remembered |= {"last_action": still, "terminated": torch.zeros_like(start.fault, dtype=torch.bool)}
+    state = EnvState(start, remembered, random.key(0), torch.zeros_like(start.fault))
     for group, parts in observe(params, state).items():
         for part, value in parts.items():
             if value.ndim != 1:
@@ -324,7 +343,12 @@ def batch(env: Env, *, shared_params: bool = True) -> Env:
 # --- wrappers -----------------------------------------------------------------------------------------------
 
 
-def _wrapped(env: Env, name: str, **changes: Any) -> EnvSpec:
+def wrapped_spec(env: Env, name: str, **changes: Any) -> EnvSpec:
+    """The description of `env` with the wrapper `name` around it, and with other changes to its fields.
+
+    Raises:
+      InputError: if that wrapper, or `auto_reset`, is already around it.
+    """
     if name in env.spec.wrappers:
         raise InputError(f"{name} is already applied to {env.spec.name}; its memory would be overwritten")
     if "auto_reset" in env.spec.wrappers:
@@ -332,40 +356,54 @@ def _wrapped(env: Env, name: str, **changes: Any) -> EnvSpec:
     return tree.replace(env.spec, wrappers=(*env.spec.wrappers, name), **changes)
 
 
+def _check_part(env: Env, group: str, part: str) -> None:
+    parts = dict(env.spec.parts(group))
+    if part not in parts:
+        raise InputError(f"observation group {group!r} has no part {part!r}; it has: {', '.join(parts)}")
+
+
 def _step_key(state: EnvState, salt: int) -> Tensor:
     """The key of one consumer of randomness in one step of an episode (of at most 2^24 steps)."""
     return random.fold_in(state.key, state.steps + salt)
 
 
-def _remember(state: EnvState, name: str, value: Any) -> EnvState:
+def remember(state: EnvState, name: str, value: Any) -> EnvState:
+    """`state` with one entry of its memory set."""
     return tree.replace(state, memory={**state.memory, name: value})
 
 
 def auto_reset(env: Env) -> Env:
-    """Begin a new episode where one ended; count each episode's return and length.
+    """Begin a new episode where one ended; count each episode's return, length and terms.
 
+    A new episode forgets the old one but for what `Env.carry` hands on, such as the level of a curriculum.
     `Transition.obs` is then the new episode's first observation while `next_obs` stays what the step led to.
-    `metrics` gets `episode_return` and `episode_length`: those of the episode so far, this step included.
+    `metrics` gets those of the episode so far, this step included: `episode_return`, `episode_length`, and
+    `episode_terms` `[2, terms]`, the sums over its steps of the raw terms and of the weighted ones.
     """
-    spec = _wrapped(env, "auto_reset")
+    spec = wrapped_spec(env, "auto_reset")
+    num_terms = len(env.spec.terms)
 
     def reset(params: Params, key: Tensor, /) -> tuple[EnvState, Obs]:
         state, obs = env.reset(params, key)
-        return _remember(state, "episode_return", torch.zeros_like(state.physics.time)), obs
+        state = remember(state, "episode_return", torch.zeros_like(state.physics.time))
+        return remember(state, "episode_terms", state.physics.qpos.new_zeros((2, num_terms))), obs
 
     def step(params: Params, state: EnvState, action: Tensor, /) -> tuple[EnvState, Transition]:
         after, transition = env.step(params, state, action)
         total = state.memory["episode_return"] + transition.reward
-        after = _remember(after, "episode_return", total)
+        raw, terms = transition.raw_terms, list(transition.terms.values())
+        sums = state.memory["episode_terms"] + torch.stack([raw, torch.stack(terms) if terms else raw])
+        after = remember(remember(after, "episode_return", total), "episode_terms", sums)
         done = transition.terminated | transition.truncated
         logged = {
             **transition.metrics,
             "episode_return": total,
             "episode_length": after.steps.to(total.dtype),
+            "episode_terms": sums,
         }
         # The ended episode has no further use for its key, so the new one begins with it.
         key = random.null_unless(done, after.key)
-        after, obs = masked.where(done, reset, (params, key), (after, transition.obs))
+        after, obs = masked.where(done, reset, (env.carry(params, after), key), (after, transition.obs))
         return after, tree.replace(transition, obs=obs, metrics=logged)
 
     return env._replace(spec=spec, reset=reset, step=step)
@@ -383,7 +421,7 @@ def time_limit(env: Env, seconds: float) -> Env:
             f"time limit must be a number of seconds, at least one control step of {env.spec.control_dt} s, "
             f"got {seconds}"
         )
-    spec = _wrapped(env, "time_limit")
+    spec = wrapped_spec(env, "time_limit", episode_steps=steps)
 
     def step(params: Params, state: EnvState, action: Tensor, /) -> tuple[EnvState, Transition]:
         after, transition = env.step(params, state, action)
@@ -409,7 +447,7 @@ def scale_actions(env: Env, low: float = -1.0, high: float = 1.0) -> Env:
     if unbounded:
         raise InputError(f"actions without bounds cannot be scaled: {', '.join(unbounded)} (give them a ctrlrange)")
     size = env.spec.action_size
-    spec = _wrapped(env, "scale_actions", action_low=(low,) * size, action_high=(high,) * size)
+    spec = wrapped_spec(env, "scale_actions", action_low=(low,) * size, action_high=(high,) * size)
     inner_low = torch.tensor(env.spec.action_low, dtype=torch.float64)
     inner_high = torch.tensor(env.spec.action_high, dtype=torch.float64)
 
@@ -437,7 +475,7 @@ def action_delay(env: Env, delay: int | tuple[int, int]) -> Env:
     least, most = delay if isinstance(delay, tuple) else (delay, delay)
     if not 0 <= least <= most:
         raise InputError(f"action delay must be 0 or more steps, lowest first, got {delay}")
-    spec = _wrapped(env, "action_delay")
+    spec = wrapped_spec(env, "action_delay")
     size = env.spec.action_size
 
     def reset(params: Params, key: Tensor, /) -> tuple[EnvState, Obs]:
@@ -446,7 +484,7 @@ def action_delay(env: Env, delay: int | tuple[int, int]) -> Env:
         if most > least:
             steps = random.randint(_step_key(state, _DELAY), (), least, most + 1)
         waiting = state.physics.qpos.new_zeros((most + 1, size))
-        return _remember(state, "action_delay", {"steps": steps, "waiting": waiting}), obs
+        return remember(state, "action_delay", {"steps": steps, "waiting": waiting}), obs
 
     def step(params: Params, state: EnvState, action: Tensor, /) -> tuple[EnvState, Transition]:
         memory = state.memory["action_delay"]
@@ -455,7 +493,7 @@ def action_delay(env: Env, delay: int | tuple[int, int]) -> Env:
         # `where` before the sum, so that a NaN still waiting does not reach the robot early.
         arrived = torch.where(late.unsqueeze(-1), waiting, 0.0).sum(0)
         after, transition = env.step(params, state, arrived)
-        return _remember(after, "action_delay", {"steps": memory["steps"], "waiting": waiting}), transition
+        return remember(after, "action_delay", {"steps": memory["steps"], "waiting": waiting}), transition
 
     return env._replace(spec=spec, reset=reset, step=step)
 
@@ -473,11 +511,10 @@ def observation_noise(env: Env, scales: Mapping[str, float], group: str = "polic
     """
     parts = env.spec.parts(group)
     for name, scale in scales.items():
-        if name not in dict(parts):
-            raise InputError(f"observation group {group!r} has no part {name!r}; it has: {', '.join(dict(parts))}")
+        _check_part(env, group, name)
         if not 0 <= scale < math.inf:
             raise InputError(f"noise scale of {name!r} must be 0 or more, got {scale}")
-    spec = _wrapped(env, f"observation_noise({group})")
+    spec = wrapped_spec(env, f"observation_noise({group})")
     width = torch.cat([torch.full((size,), float(scales.get(name, 0.0))) for name, size in parts])
     salt = _NOISE + (list(env.spec.observations).index(group) << 24)
 
@@ -497,6 +534,87 @@ def observation_noise(env: Env, scales: Mapping[str, float], group: str = "polic
     return env._replace(spec=spec, reset=reset, step=step)
 
 
+def encoder_offset(env: Env, offset: float, part: str = "joint_position", group: str = "policy") -> Env:
+    """Let a part of an observation group be off by a constant: joint encoders whose zero is not quite zero.
+
+    Each number of the part has an offset of its own, uniform within +-offset and drawn anew for each episode.
+
+    Args:
+      env: the environment.
+      offset: largest error, in the part's own unit (rad for joints).
+      part: the part of the observation.
+      group: the observation group; others stay exact.
+
+    Raises:
+      InputError: for an unknown part or group, or a negative offset.
+    """
+    parts = env.spec.parts(group)
+    _check_part(env, group, part)
+    if not 0 <= offset < math.inf:
+        raise InputError(f"encoder offset of {part!r} must be 0 or more, got {offset}")
+    name = f"encoder_offset({group})"
+    spec = wrapped_spec(env, name)
+    salt = _ENCODER + (list(env.spec.observations).index(group) << 24)
+    width = torch.cat([torch.full((size,), float(offset if other == part else 0.0)) for other, size in parts])
+
+    def reset(params: Params, key: Tensor, /) -> tuple[EnvState, Obs]:
+        state, obs = env.reset(params, key)
+        error = width * random.uniform(_step_key(state, salt), (len(width),), -1.0, 1.0)
+        return remember(state, name, error), {**obs, group: obs[group] + error}
+
+    def step(params: Params, state: EnvState, action: Tensor, /) -> tuple[EnvState, Transition]:
+        after, transition = env.step(params, state, action)
+        error = state.memory[name]
+        obs = {**transition.next_obs, group: transition.next_obs[group] + error}
+        return remember(after, name, error), tree.replace(transition, obs=obs, next_obs=obs)
+
+    return env._replace(spec=spec, reset=reset, step=step)
+
+
+def observation_delay(env: Env, delay: int | tuple[int, int], group: str = "policy") -> Env:
+    """Show an observation group some control steps late, as sensors and buses do.
+
+    Until the first observation is that old, it is what is shown.
+
+    Args:
+      env: the environment.
+      delay: control steps; a pair (lowest, highest) is drawn from anew for each episode.
+      group: the observation group; others stay current.
+
+    Raises:
+      InputError: for a negative delay, an empty range or an unknown group.
+    """
+    least, most = delay if isinstance(delay, tuple) else (delay, delay)
+    if not 0 <= least <= most:
+        raise InputError(f"observation delay must be 0 or more steps, lowest first, got {delay}")
+    env.spec.parts(group)
+    name = f"observation_delay({group})"
+    spec = wrapped_spec(env, name)
+    salt = _OBSERVATION_DELAY + (list(env.spec.observations).index(group) << 24)
+
+    def reset(params: Params, key: Tensor, /) -> tuple[EnvState, Obs]:
+        state, obs = env.reset(params, key)
+        steps = torch.full_like(state.steps, least)
+        if most > least:
+            steps = random.randint(_step_key(state, salt), (), least, most + 1)
+        earlier = obs[group].unsqueeze(0).expand(most, -1)
+        return remember(state, name, {"steps": steps, "earlier": earlier}), obs
+
+    def step(params: Params, state: EnvState, action: Tensor, /) -> tuple[EnvState, Transition]:
+        after, transition = env.step(params, state, action)
+        steps, earlier = state.memory[name]["steps"], state.memory[name]["earlier"]
+        newest_first = torch.cat([transition.next_obs[group].unsqueeze(0), earlier])
+        shown = newest_first[least]
+        # A choice for each delay: elementwise, so that a recording fuses it, as it would not a sum over the delays.
+        for late in range(least + 1, most + 1):
+            shown = torch.where(steps == late, newest_first[late], shown)
+        obs = {**transition.next_obs, group: shown}
+        memory = {"steps": steps, "earlier": newest_first[:-1]}
+        return remember(after, name, memory), tree.replace(transition, obs=obs, next_obs=obs)
+
+    return env._replace(spec=spec, reset=reset, step=step)
+
+
 def observation_history(env: Env, length: int, group: str = "policy") -> Env:
     """Show the last `length` observations of a group, oldest first; the first one fills the whole history.
 
@@ -508,18 +626,18 @@ def observation_history(env: Env, length: int, group: str = "policy") -> Env:
     parts = env.spec.parts(group)
     name = f"observation_history({group})"
     repeated = tuple((f"{part}[{i - length + 1}]", size) for i in range(length) for part, size in parts)
-    spec = _wrapped(env, name, observations={**env.spec.observations, group: repeated})
+    spec = wrapped_spec(env, name, observations={**env.spec.observations, group: repeated})
 
     def reset(params: Params, key: Tensor, /) -> tuple[EnvState, Obs]:
         state, obs = env.reset(params, key)
         history = obs[group].unsqueeze(0).expand(length, -1)
-        return _remember(state, name, history), {**obs, group: history.reshape(-1)}
+        return remember(state, name, history), {**obs, group: history.reshape(-1)}
 
     def step(params: Params, state: EnvState, action: Tensor, /) -> tuple[EnvState, Transition]:
         after, transition = env.step(params, state, action)
         history = torch.cat([state.memory[name][1:], transition.next_obs[group].unsqueeze(0)])
         obs = {**transition.next_obs, group: history.reshape(-1)}
-        return _remember(after, name, history), tree.replace(transition, obs=obs, next_obs=obs)
+        return remember(after, name, history), tree.replace(transition, obs=obs, next_obs=obs)
 
     return env._replace(spec=spec, reset=reset, step=step)
 
@@ -546,14 +664,14 @@ def random_pushes(env: Env, interval: float, speed: float, joint: str = "root") 
     free = env.spec.model.joint(joint)
     if free.kind != "free":
         raise InputError(f"pushes need a free joint; {joint!r} is a {free.kind}")
-    spec = _wrapped(env, "random_pushes")
+    spec = wrapped_spec(env, "random_pushes")
     first = free.qvel.start
     values = {**env.params.values, "push_speed": torch.tensor(float(speed), dtype=torch.float64)}
 
     def reset(params: Params, key: Tensor, /) -> tuple[EnvState, Obs]:
         state, obs = env.reset(params, key)
         draw = random.uniform(_step_key(state, _FIRST_PUSH), dtype=torch.float64)
-        return _remember(state, "next_push", -interval * torch.log1p(-draw)), obs
+        return remember(state, "next_push", -interval * torch.log1p(-draw)), obs
 
     def step(params: Params, state: EnvState, action: Tensor, /) -> tuple[EnvState, Transition]:
         physics, at = state.physics, state.memory["next_push"]
@@ -567,7 +685,7 @@ def random_pushes(env: Env, interval: float, speed: float, joint: str = "root") 
         qvel = torch.cat([physics.qvel[:first], physics.qvel[first : first + 2] + kick, physics.qvel[first + 2 :]])
         state = tree.replace(state, physics=tree.replace(physics, qvel=qvel))
         after, transition = env.step(params, state, action)
-        return _remember(after, "next_push", at - interval * torch.log1p(-draw[2])), transition
+        return remember(after, "next_push", at - interval * torch.log1p(-draw[2])), transition
 
     params = tree.replace(env.params, values=values)
     return env._replace(spec=spec, params=params, reset=reset, step=step)

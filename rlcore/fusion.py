@@ -6,7 +6,7 @@ the processor at hand. It takes only operations whose result IEEE 754 fixes to t
 quotients, comparisons, copies) and never reorders or contracts them, so a kernel has the bits of the operations that it
 replaces. Short sums over the last axis are added in the order in which torch adds them. Exponentials, sines, roots
 (which torch's libraries do not round exactly) and whatever else it does not know stay what they are. It compiles in
-milliseconds, needs no compiler on the machine, and serves tensors on the CPU only.
+tens of milliseconds, needs no compiler on the machine, and serves tensors on the CPU only.
 """
 
 import ctypes
@@ -16,6 +16,7 @@ import operator
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,24 +24,25 @@ _ATEN = torch.ops.aten
 # Larger results are left to torch, which has threads for them and costs little to call by comparison.
 _LARGEST = 1 << 20
 
-# A kernel keeps no more numbers than this on its stack for a result that is not computed row by row.
-_MOST_SHARED = 256
+# A kernel keeps no more numbers than this of one result on its stack, of a row or of what has no rows.
+_MOST_ON_STACK = 256
+# Operations that are computed inside of one another, at most: code is written by functions that call themselves.
+_DEEPEST = 40
 
 _TYPES = {torch.float64: "double", torch.float32: "float", torch.int64: "i64", torch.int32: "i32", torch.bool: "i1"}
 _BYTES = {torch.float64: 8, torch.float32: 4, torch.int64: 8, torch.int32: 4, torch.bool: 1}
 
 
-def fuse(graph: Any, owner: Any) -> Any:
+def fuse(graph: Any) -> Any:
     """A graph of ATen operations with its elementwise operations gathered into kernels.
 
     Args:
       graph: what `make_fx` made; every node has its value in `meta["val"]`.
-      owner: the module that holds the graph's constants.
 
     Returns:
       A new graph of the same inputs and outputs, in order; `graph` itself if nothing in it can be fused.
     """
-    plan = _Plan(graph, owner)
+    plan = _Plan(graph)
     return plan.rebuilt() if plan.levels else graph
 
 
@@ -168,7 +170,9 @@ def _bitwise(operation: str) -> Callable[..., str]:
 
 def _comparison(of_floats: str, of_integers: str) -> Callable[..., str]:
     def emit(code: "_Code", kind: str, a: str, b: str) -> str:
-        operation = f"fcmp {of_floats}" if kind in ("double", "float") else f"icmp {of_integers}"
+        # A bool has one bit, which is a sign if it is taken as signed.
+        of_this = of_integers.replace("s", "u") if kind == "i1" else of_integers
+        operation = f"fcmp {of_floats}" if kind in ("double", "float") else f"icmp {of_this}"
         return code.let(f"{operation} {kind} {a}, {b}")
 
     return emit
@@ -182,17 +186,6 @@ def _clamp(code: "_Code", kind: str, x: str, low: str | None = None, high: str |
     if high is not None:
         x = code.let(f"select i1 {code.let(f'fcmp olt {kind} {high}, {x}')}, {kind} {high}, {kind} {x}")
     return x
-
-
-@_float_only
-def _clamp_between(code: "_Code", kind: str, x: str, low: str | None = None, high: str | None = None) -> str:
-    """Clamp between tensors: unlike a number, a bound that is NaN wins over all but a NaN of x."""
-    clamped = _clamp(code, kind, x, low, high)
-    for bound in (high, low, x):
-        if bound is not None:
-            missing = code.let(f"fcmp uno {kind} {bound}, {bound}")
-            clamped = code.let(f"select i1 {missing}, {kind} {bound}, {kind} {clamped}")
-    return clamped
 
 
 @_float_only
@@ -229,7 +222,6 @@ _ARITHMETIC: dict[Any, Callable[..., str]] = {
     _ATEN.neg.default: _float_only(lambda code, kind, x: code.let(f"fneg {kind} {x}")),
     _ATEN.abs.default: _absolute,
     _ATEN.clamp.default: _clamp,
-    _ATEN.clamp.Tensor: _clamp_between,
     _ATEN.clamp_min.default: _clamp,
     _ATEN.clamp_max.default: _float_only(lambda code, kind, x, high: _clamp(code, kind, x, None, high)),
     _ATEN.nan_to_num.default: _nan_to_num,
@@ -258,6 +250,7 @@ _COMPARISONS: dict[Any, Callable[..., str]] = {
 """Operations on values of the arguments' common type, with a bool for a result."""
 
 _JOINED = (_ATEN.cat.default, _ATEN.stack.default)
+_CLAMPS = (_ATEN.clamp.default, _ATEN.clamp_min.default, _ATEN.clamp_max.default)
 
 
 def _numbers_and_tensors(node: Any) -> list[Any]:
@@ -308,10 +301,10 @@ def _fusable(node: Any) -> bool:
             return False
     elif node.kwargs:
         return False
-    if (target in (_ATEN.add.Scalar, _ATEN.sub.Scalar) and len(node.args) > 2) or (
-        target is _ATEN.rsub.Scalar and len(node.args) > 2 and node.args[2] != 1
-    ):
-        return False
+    if target in (_ATEN.add.Scalar, _ATEN.sub.Scalar, _ATEN.rsub.Scalar) and len(node.args) > 2:
+        return False  # a factor of the second argument
+    if target in _CLAMPS and any(x != x for x in node.args[1:] if x is not None):
+        return False  # torch fills with a bound that is not a number
     if target is _ATEN.nan_to_num.default and (len(node.args) != 4 or None in node.args):
         return False
     if value.dtype == torch.bool and emit not in (_not, *map(_ARITHMETIC.get, _LOGICAL)):
@@ -351,8 +344,8 @@ def _summands(count: int, dtype: torch.dtype) -> Any:
     torch adds vectors of the processor's width, four at a time, then what is left over, then the vector's parts. How
     wide they are here is found by trying, on numbers whose sum depends on it; None if torch does something else.
     """
-    x = (torch.rand(64, count, generator=torch.Generator().manual_seed(0), dtype=torch.float64) - 0.5).to(dtype)
-    x = x * (10.0 ** torch.arange(count).remainder(7)).to(dtype)
+    numbers = np.random.default_rng(0).uniform(-0.5, 0.5, (64, count)) * 10.0 ** (np.arange(count) % 7)
+    x = torch.from_numpy(numbers).to(dtype)
     for width in (2, 4, 8, 16):
         tree = _vector_sum(count, width)
         if torch.equal(_added(tree, x), x.sum(-1)):
@@ -420,8 +413,8 @@ class _Plan:
       levels: for each level that has one, the nodes its kernel computes, in order.
     """
 
-    def __init__(self, graph: Any, owner: Any) -> None:
-        self.graph, self.owner = graph, owner
+    def __init__(self, graph: Any) -> None:
+        self.graph = graph
         self.views: dict[Any, _View] = {}
         self.constants: dict[Any, bool | int | float] = {}
         self.computed: dict[Any, int] = {}  # by node, its level
@@ -429,6 +422,7 @@ class _Plan:
         self.rows = self._row_count()
         self._assign()
         self._delay()
+        self.inlined = self._find_inlined()
         self.levels: dict[int, list[Any]] = {}
         for node in self.graph.nodes:
             if node in self.computed:
@@ -526,21 +520,47 @@ class _Plan:
                 needed[x] = min(needed.get(x, last), at)
 
     def readers(self, node: Any) -> list[Any]:
-        """Who uses the node's elements, through views too; a view that torch itself needs counts as a user."""
+        """Who uses the node's elements, as often as it does, through views too.
+
+        A view that torch itself needs counts as a user.
+        """
         found = []
         for user in node.users:
             if user in self.views:
-                found += self.readers(user)
-                if any(u not in self.computed and u not in self.views for u in user.users):
-                    found.append(user)
+                found += self._readers_of_view(user)
             elif user.target in _SEVERAL and all(u in self.views for u in user.users):
                 for u in user.users:
-                    found += self.readers(u)
-                    if any(w not in self.computed and w not in self.views for w in u.users):
-                        found.append(u)
+                    found += self._readers_of_view(u)
             elif user not in self.constants:
-                found.append(user)
+                given: list[Any] = []
+                torch.fx.map_arg((user.args, user.kwargs), given.append)
+                found += [user] * given.count(node)
         return found
+
+    def _readers_of_view(self, view: Any) -> list[Any]:
+        wanted = any(user not in self.computed and user not in self.views for user in view.users)
+        return self.readers(view) + ([view] if wanted else [])
+
+    def _find_inlined(self) -> set[Any]:
+        """The results of several numbers that their one user computes on the way, element by element."""
+        inlined: set[Any] = set()
+        depth: dict[Any, int] = {}
+        for node in self.graph.nodes:
+            if node not in self.computed:
+                continue
+            inputs = [self.source(x) for x in node.all_input_nodes]
+            depth[node] = 1 + max((depth[x] for x in inputs if x in inlined), default=0)
+            readers = self.readers(node)
+            # What is added up is computed in a loop of its own, since the additions are written out.
+            if (
+                len(readers) == 1
+                and self.computed.get(readers[0]) == self.computed[node]
+                and node.target not in _JOINED
+                and readers[0].target not in _REDUCING
+                and depth[node] < _DEEPEST
+            ):
+                inlined.add(node)
+        return inlined
 
     def rebuilt(self) -> Any:
         """The graph in which each level is one call of its kernel, then the calls of torch."""
@@ -578,10 +598,10 @@ class _Plan:
 
     def _is_kept(self, node: Any, level: int) -> bool:
         """Whether a result needs memory that outlives its kernel, or is too large for the kernel's own."""
-        readers = self.readers(node)
-        if any(user not in self.computed or self.computed[user] != level for user in readers):
+        if any(user not in self.computed or self.computed[user] != level for user in self.readers(node)):
             return True
-        return not self.by_rows(node) and _value(node).numel() > _MOST_SHARED and len(readers) > 1
+        shape = _value(node).shape
+        return node not in self.inlined and math.prod(shape[self.by_rows(node) :]) > _MOST_ON_STACK
 
     def _emit(self, new: Any, level: int, twin: Callable[[Any], Any], twins: dict[Any, Any]) -> None:
         nodes = self.levels[level]
@@ -589,7 +609,7 @@ class _Plan:
         if not outputs:
             return
         kernel = Kernel(self, nodes, outputs)
-        call = new.call_function(kernel, tuple(twin(x) for x in kernel.inputs))
+        call = new.call_function(kernel, tuple(twin(x) for x in kernel.released()))
         call.meta["val"] = None
         for place, node in enumerate(outputs):
             twins[node] = new.call_function(operator.getitem, (call, place))
@@ -663,8 +683,8 @@ class _Code:
             return "true" if x else "false"
         if kind.startswith("i"):
             return str(int(x))
-        value = float(torch.tensor(float(x), dtype=torch.float32 if kind == "float" else torch.float64))
-        return f"0x{int.from_bytes(_packed(value), 'big'):016X}"
+        value = np.float64(np.float32(x) if kind == "float" else x)
+        return f"0x{int(value.view(np.uint64)):016X}"
 
     def converted(self, x: str, old: torch.dtype, new: torch.dtype) -> str:
         if old == new:
@@ -677,12 +697,6 @@ class _Code:
         else:
             operation = "trunc" if _BYTES[new] < _BYTES[old] else "zext" if old == torch.bool else "sext"
         return self.let(f"{operation} {a} {x} to {b}")
-
-
-def _packed(value: float) -> bytes:
-    import struct
-
-    return struct.pack(">d", value)
 
 
 class Kernel:
@@ -704,19 +718,24 @@ class Kernel:
         if rowed:
             self._code.loop(0, "%rows", lambda i: self._store_all(rowed, i))
         self._rows = plan.rows
-        self._call = _compiled(self._source()).call
+        self._compiled = _compiled(self._source())  # held, since its engine owns the code
         self._made = [(tuple(_value(n).shape), _value(n).dtype) for n in outputs]
         # Strides of arguments and constants are those of the recording; others are made contiguous if they are not.
-        self._packed = [i for i, n in enumerate(self.inputs) if n.op not in ("placeholder", "get_attr")]
+        self._made_by_torch = [i for i, n in enumerate(self.inputs) if n.op not in ("placeholder", "get_attr")]
         self._pointers = ctypes.c_int64 * (len(outputs) + len(self.inputs))
-        del self.plan, self._code, self._inside, self._scalars, self._memory
+
+    def released(self) -> list[Any]:
+        """The nodes of its inputs; what only the writing of the code needed is let go, the old graph with it."""
+        inputs = self.inputs
+        del self.plan, self.inputs, self.outputs, self._code, self._inside, self._scalars, self._memory
+        return inputs
 
     def __call__(self, *inputs: Tensor) -> list[Tensor]:
-        made = [torch.empty(shape, dtype=dtype) for shape, dtype in self._made]
+        made = [torch.empty(shape, dtype=dtype, device="cpu") for shape, dtype in self._made]
         given = list(inputs)
-        for i in self._packed:
+        for i in self._made_by_torch:
             given[i] = given[i].contiguous()
-        self._call(self._rows, self._pointers(*[x.data_ptr() for x in made], *[x.data_ptr() for x in given]))
+        self._compiled.call(self._rows, self._pointers(*[x.data_ptr() for x in made], *[x.data_ptr() for x in given]))
         return made
 
     def _source(self) -> str:
@@ -763,14 +782,11 @@ class Kernel:
             self._memory[node] = f"%in{len(self.inputs)}"
             self.inputs.append(node)
         code, strides = self._code, self._strides(node)
-        if node in self._inside and node not in self.outputs and self._by_rows(node):
+        if node in self._inside and node not in self.outputs and self.plan.by_rows(node):
             index, strides = index[1:], strides[1:]  # only the row at hand is kept
         offset = code.total(code.affine(i, s, 0) if s else 0 for i, s in zip(index, strides, strict=True))
         kind = "i8" if _value(node).dtype == torch.bool else _TYPES[_value(node).dtype]
         return code.let(f"getelementptr {kind}, ptr {self._memory[node]}, i64 {offset}")
-
-    def _by_rows(self, node: Any) -> bool:
-        return self.plan.by_rows(node)
 
     def _load(self, node: Any, index: Index) -> str:
         code, pointer = self._code, self._pointer(node, index)
@@ -801,12 +817,10 @@ class Kernel:
             if node in self._memory:
                 self._write(node, index, x)
             return
-        readers = self.plan.readers(node)
+        if node in self.plan.inlined:
+            return
         joined = node.target in _JOINED
         if node not in self._memory:
-            # What is added up is computed in a loop of its own, since the additions are written out.
-            if not joined and len(readers) == 1 and readers[0].target not in _REDUCING:
-                return
             self._memory[node] = code.name()
             kind = "i8" if _value(node).dtype == torch.bool else _TYPES[_value(node).dtype]
             code.entry.append(f"  {self._memory[node]} = alloca [{math.prod(rest)} x {kind}]")
@@ -842,8 +856,6 @@ class Kernel:
 
     def _element(self, node: Any, index: Index) -> str:
         """An element of any node, from wherever it is."""
-        if isinstance(node, bool | int | float):
-            raise TypeError("a number has no elements")
         if node in self.plan.constants:
             return self._code.number(self.plan.constants[node], _TYPES[_value(node).dtype])
         if node in self._scalars:

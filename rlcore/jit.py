@@ -2,10 +2,11 @@
 
 Under `torch.func.vmap` every small operation pays for Python-side batching, which at a few hundred
 environments costs more than the arithmetic. `jit` runs a function once through `make_fx`, which leaves a flat
-list of ATen operations on batched tensors, and replays that list: the same operations and the same bits, with
-no compiler, no code generation and a fraction of a second of start-up. It is not `torch.compile`: it fuses
-nothing. What a function closes over (engines, configs, constant tensors) is fixed when it is recorded, and so
-is what it computes outside of torch, as through `.numpy()`.
+list of ATen operations on batched tensors, and replays that list with the same bits. `rlcore.fusion` first
+gathers its elementwise operations into kernels. It is not `torch.compile`: it reorders nothing, needs no compiler
+on the machine and starts within a second. What a function closes over (engines, configs, constant tensors with
+their dtypes and layouts) is fixed when it is recorded, and so is what it computes outside of torch, as through
+`.numpy()`.
 """
 
 import functools
@@ -48,7 +49,7 @@ def jit(fn: Callable[P, R]) -> Callable[P, R]:
     def found(tree: Any) -> tuple[_Recording | None, list[Tensor]]:
         """The recording for such arguments, and the tensors to replay it on; None inside a transformation."""
         # What was called last is called again: its own code takes the arguments apart and compares them.
-        for last in latest:
+        for last in () if torch.compiler.is_compiling() else latest:
             if (known := last.flatten(tree)) is not None:
                 return (None, []) if _transformed(known) else (last, known)
         leaves, structure = tree_flatten(tree)
@@ -136,7 +137,7 @@ def _record(fn: Callable[..., Any], leaves: list[Any], structure: Any) -> _Recor
     graph.graph.eliminate_dead_code()
     copied = {*_places_from_constants(graph.graph), *_places_now_shared(graph.graph, apart)}
     if _all_pure(graph.graph):
-        graph.graph = fuse(graph.graph, graph)
+        graph.graph = fuse(graph.graph)
     _call_directly(graph.graph)
     graph.recompile()
     constants = [*graph.buffers(), *graph.parameters()]
@@ -243,7 +244,8 @@ def _drop_idle_views(graph: Any) -> None:
 
 
 DIRECT: dict[Any, Callable[..., Any]] = {}
-"""Custom operations whose CPU kernel may be called as a plain function in a recording, past the dispatcher."""
+"""Custom operations whose CPU kernel may be called as a plain function in a recording, past the dispatcher. Its results
+are always new memory, each its own."""
 
 REPLAYED: dict[Any, Callable[..., Any]] = {}
 """Operations that exist while a recording is made only; their first argument, a number, gives what a replay calls
@@ -301,7 +303,9 @@ def _makes_new(operation: Any) -> bool:
 
 
 def _keeps_nothing(node: Any) -> bool:
-    """Whether the operation's result shares no memory with its arguments."""
+    """Whether the operation's result shares no memory with its arguments, as that of a `masked.where` may."""
+    if node.target in REPLAYED:
+        return False
     return node.op == "call_function" and (_makes_new(node.target) or not _is_view(node.target))
 
 
@@ -391,5 +395,7 @@ def _places_from_constants(graph: Any) -> list[int]:
 
 def _is_view(operation: Any) -> bool:
     schema = getattr(operation, "_schema", None)
+    if operation is torch.ops.aten._unsafe_view.default:
+        return True  # its schema does not say so
     # `operator.getitem` takes one of several views.
     return schema is None or any(argument.alias_info is not None for argument in schema.arguments)

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from rlcore import random, tree
-from rlcore.env import Env, EnvState, Obs, Params, Transition, batch
+from rlcore.env import Env, EnvSpec, EnvState, Obs, Params, Transition, batch
 from rlcore.errors import InputError
 from rlcore.jit import jit, one_thread
 from rlcore.tree import pytree
@@ -71,24 +71,30 @@ def unroll(env: Env, act: Act) -> Callable[[Any, Params, EnvState, Obs, Tensor],
 
 @pytree
 class RecentEpisodes:
-    """Sums over about the last `RECENT` episodes that ended, each `[]` float64: older ones fade away.
+    """Sums over about the last `RECENT` episodes that ended, float64: older ones fade away.
 
     A single iteration sees few episodes end, and long ones are rarer than short ones; means over a fixed number of
     episodes are steadier, and rank checkpoints better.
+
+    Attributes:
+      count, returns, lengths, falls: `[]` episodes, their returns, control steps, and how many the task ended.
+      terms: `[2, terms]` raw and weighted reward terms, of each episode the mean over its own steps.
     """
 
     count: Tensor
     returns: Tensor
     lengths: Tensor
     falls: Tensor
+    terms: Tensor
 
 
 RECENT = 100
 
 
-def no_episodes() -> RecentEpisodes:
-    """Before any episode has ended."""
-    return RecentEpisodes(*(torch.zeros((), dtype=torch.float64) for _ in range(4)))
+def no_episodes(spec: EnvSpec) -> RecentEpisodes:
+    """Before any episode of that environment has ended."""
+    shapes = ((), (), (), (), (2, len(spec.terms)))
+    return RecentEpisodes(*(torch.zeros(shape, dtype=torch.float64) for shape in shapes))
 
 
 def count_episodes(recent: RecentEpisodes, transition: Transition) -> RecentEpisodes:
@@ -100,20 +106,32 @@ def count_episodes(recent: RecentEpisodes, transition: Transition) -> RecentEpis
     def added(old: Tensor, x: Tensor) -> Tensor:
         return keep * old + torch.where(ended, x.to(torch.float64), 0.0).sum()
 
+    length = transition.metrics["episode_length"]
+    mean = transition.metrics["episode_terms"] / length[..., None, None]
     return RecentEpisodes(
         count=added(recent.count, ended),
         returns=added(recent.returns, transition.metrics["episode_return"]),
-        lengths=added(recent.lengths, transition.metrics["episode_length"]),
+        lengths=added(recent.lengths, length),
         falls=added(recent.falls, transition.terminated),
+        terms=keep * recent.terms + torch.where(ended[..., None, None], mean, 0.0).sum((0, 1)),
     )
 
 
-def episode_metrics(recent: RecentEpisodes) -> dict[str, Tensor]:
-    """`episode/return`, `episode/length` (control steps) and `episode/fall_rate`; NaN before any has ended."""
+def episode_metrics(recent: RecentEpisodes, spec: EnvSpec) -> dict[str, Tensor]:
+    """What the episodes of late came to; NaN before any has ended.
+
+    Returns:
+      `episode/return`, `episode/length` (control steps) and `episode/fall_rate`; for each reward term
+      `episode_reward/NAME`, weighted and per second, and `episode_reward_raw/NAME`, as it is. Both are averaged over
+      the steps that an episode had, then over episodes.
+    """
+    raw, weighted = (recent.terms / recent.count).unbind(0)
     return {
         "episode/return": recent.returns / recent.count,
         "episode/length": recent.lengths / recent.count,
         "episode/fall_rate": recent.falls / recent.count,
+        **{f"episode_reward/{name}": weighted[i] / spec.control_dt for i, name in enumerate(spec.terms)},
+        **{f"episode_reward_raw/{name}": raw[i] for i, name in enumerate(spec.terms)},
     }
 
 
@@ -125,9 +143,11 @@ class Episodes(NamedTuple):
       lengths: `[B]` control steps.
       terminated: `[B]` whether the task ended it (a fall); otherwise the clock did.
       faults: `[B]` whether the physics failed in it.
-      metrics: mean of each of the environment's metrics over the episode's steps, `[B]`.
+      metrics: mean of each of the environment's metrics over the episode's steps, `[B]` (`[B, ...]` for one of
+        several numbers).
       qpos: positions of the first robots, `[T, watched, nq]`, for a video; a robot whose episode is over
         stands still in it.
+      recorded: what `record` gave, `[T, B, ...]`, beginning with the reset.
     """
 
     returns: Float[Tensor, " B"]
@@ -136,6 +156,7 @@ class Episodes(NamedTuple):
     faults: Bool[Tensor, " B"]
     metrics: dict[str, Tensor]
     qpos: Float[Tensor, "T watched nq"]
+    recorded: dict[str, Tensor]
 
 
 def evaluate(
@@ -145,7 +166,9 @@ def evaluate(
     num_envs: int,
     *,
     params: Params | None = None,
+    shared_params: bool = True,
     watched: int = 0,
+    record: Callable[[EnvState], dict[str, Tensor]] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Episodes:
     """Run one whole episode of each of `num_envs` robots.
@@ -155,8 +178,10 @@ def evaluate(
       policy: obs `[B, ...]` to action `[B, action]`.
       key: random key; robot i's episode depends on it and on i alone.
       num_envs: how many episodes.
-      params: parameters for all robots; the nominal ones by default.
+      params: parameters; the nominal ones by default.
+      shared_params: whether one set of parameters serves all robots; otherwise each leaf is `[B, ...]`.
       watched: of how many robots to keep the positions.
+      record: `state of B robots -> {name: [B, ...]}`, what else to keep of every step.
       progress: called with (steps done, robots still going) after each step.
 
     Raises:
@@ -166,7 +191,7 @@ def evaluate(
         raise InputError(f"num_envs must be at least 1, got {num_envs}")
     if "auto_reset" in env.spec.wrappers or "time_limit" not in env.spec.wrappers:
         raise InputError(f"evaluation needs a time limit and no automatic reset, got {env.spec.wrappers}")
-    batched = batch(env)
+    batched = batch(env, shared_params=shared_params)
     params = env.params if params is None else params
     state, obs = batched.reset(params, random.split(key, num_envs))
     going = torch.ones(num_envs, dtype=torch.bool)
@@ -175,6 +200,7 @@ def evaluate(
     terminated, faults = torch.zeros_like(going), torch.zeros_like(going)
     sums: dict[str, Tensor] = {}
     qpos = [state.physics.qpos[:watched]]
+    kept = [] if record is None else [record(state)]
     steps = 0
     while bool(going.any()):
         after, transition = batched.step(params, state, policy(obs))
@@ -183,13 +209,17 @@ def evaluate(
         terminated = terminated | (going & transition.terminated)
         faults = faults | (going & (transition.metrics["fault"] > 0))
         for name, value in transition.metrics.items():
-            sums[name] = sums.get(name, torch.zeros_like(value)) + torch.where(going, value, 0.0)
+            counted = going.reshape(-1, *(1 for _ in value.shape[1:]))
+            sums[name] = sums.get(name, torch.zeros_like(value)) + torch.where(counted, value, 0.0)
         # Robots that are done stand still, so that a fallen one neither costs contacts nor explodes.
         state, obs = tree.where(going, after, state), tree.where(going, transition.next_obs, obs)
         going = going & ~(transition.terminated | transition.truncated)
         qpos.append(state.physics.qpos[:watched])
+        if record is not None:
+            kept.append(record(state))
         steps += 1
         if progress is not None:
             progress(steps, int(going.sum()))
-    metrics = {name: total / lengths for name, total in sums.items()}
-    return Episodes(returns, lengths, terminated, faults, metrics, torch.stack(qpos))
+    metrics = {name: total / lengths.reshape(-1, *(1 for _ in total.shape[1:])) for name, total in sums.items()}
+    recorded = {name: torch.stack([now[name] for now in kept]) for name in (kept[0] if kept else {})}
+    return Episodes(returns, lengths, terminated, faults, metrics, torch.stack(qpos), recorded)

@@ -72,6 +72,26 @@ def yaw(q: Tensor) -> Tensor:
     return torch.atan2(2 * (w * z + x * y), 1 - 2 * (y * y + z * z))
 
 
+def heading(q: Tensor) -> Tensor:
+    """The body's x axis in the ground plane, a unit vector `[..., 2]` of the world frame: cosine and sine of `yaw`.
+
+    Where that axis is vertical within 1e-6 rad it is (1, 0), so that its gradient is finite everywhere.
+    """
+    w, x, y, z = q.unbind(-1)
+    east, north = 1 - 2 * (y * y + z * z), 2 * (w * z + x * y)
+    square = east * east + north * north
+    vertical = square < 1e-12
+    length = torch.sqrt(torch.where(vertical, 1.0, square))
+    return torch.stack([torch.where(vertical, 1.0, east) / length, torch.where(vertical, 0.0, north) / length], dim=-1)
+
+
+def to_heading(direction: Tensor, v: Tensor) -> Tensor:
+    """`v` `[..., 3]` in the world frame, seen in the frame of a `heading` `[..., 2]`: turned about the vertical."""
+    c, s = direction.unbind(-1)
+    x, y, z = v.unbind(-1)
+    return torch.stack([c * x + s * y, c * y - s * x, z], dim=-1)
+
+
 def from_rotation_vector(r: Tensor) -> Tensor:
     """The rotation about `r` by `|r|` rad, `[..., 3]` to `[..., 4]`; smooth at zero."""
     square = (r * r).sum(-1, keepdim=True)

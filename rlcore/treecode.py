@@ -69,7 +69,7 @@ def flattener(structure: Any, leaves: list[Any]) -> Callable[[Any], list[Tensor]
             parts = [f"{name}[{i}]" for i in range(len(spec.children()))]
         elif spec.type is dict:
             need(f"[*{name}] == {code.constant(list(spec.context))}")
-            parts = [f"{name}[{key!r}]" for key in spec.context]
+            parts = [f"{name}[{code.constant(key)}]" for key in spec.context]
         elif (known := children_of(spec.type)) is not None:
             children, statics = known
             for field, value in zip(statics, spec.context, strict=True):
@@ -104,7 +104,11 @@ def unflattener(structure: Any) -> Callable[[list[Any]], Any]:
         if spec.type is list:
             return f"[{', '.join(map(str, parts))}]"
         if spec.type is dict:
-            return "{" + ", ".join(f"{key!r}: {part}" for key, part in zip(spec.context, parts, strict=True)) + "}"
+            return (
+                "{"
+                + ", ".join(f"{code.constant(k)}: {part}" for k, part in zip(spec.context, parts, strict=True))
+                + "}"
+            )
         known = children_of(spec.type)
         if known is None:
             return None
@@ -122,7 +126,7 @@ def unflattener(structure: Any) -> Callable[[list[Any]], Any]:
     return function
 
 
-def _made(cls: type, **fields: Any) -> Any:
+def _made(cls: type, /, **fields: Any) -> Any:
     """An instance without `__init__`, as `rlcore.tree` makes it."""
     new: Any = object.__new__(cls)
     new.__dict__.update(fields)

@@ -11,8 +11,10 @@ robot by robot.
 """
 
 import difflib
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +61,13 @@ _HIDDEN_STATE = {
     "plastic deformation": mujoco.mjtState.mjSTATE_PLASTIC,
 }
 
+# What of `mjData` may be read beside the sensors: real arrays that every evaluation of the dynamics fills.
+EXTRA = (
+    *("xpos", "xquat", "xmat", "xipos", "ximat", "geom_xpos", "site_xpos", "site_xmat", "subtree_com", "cinert"),
+    *("ten_length", "ten_velocity", "actuator_length", "actuator_velocity", "actuator_force", "cvel"),
+    *("qfrc_actuator", "qfrc_passive", "qfrc_bias", "qfrc_constraint", "qacc", "cfrc_ext"),
+)
+
 _JOINT_KINDS = {0: "free", 1: "ball", 2: "slide", 3: "hinge"}
 
 
@@ -68,11 +77,20 @@ def load_model(path: str | Path) -> mujoco.MjModel:
     Raises:
       InputError: if the file is missing or MuJoCo rejects it; the message carries MuJoCo's own line number.
     """
+    return _read(path, mujoco.MjModel.from_xml_path)
+
+
+def load_spec(path: str | Path) -> mujoco.MjSpec:
+    """Read an MJCF file to change it before it is compiled, as by `rlcore.physics.terrain`. Raises as `load_model`."""
+    return _read(path, mujoco.MjSpec.from_file)
+
+
+def _read(path: str | Path, reader: Callable[[str], Any]) -> Any:
     path = Path(path)
     if not path.is_file():
         raise InputError(f"model file {path} does not exist")
     try:
-        return mujoco.MjModel.from_xml_path(str(path))
+        return reader(str(path))
     except ValueError as error:
         raise InputError(f"model file {path}: {' '.join(str(error).split())}") from error
 
@@ -83,12 +101,18 @@ class MujocoEngine(BatchEngine):
     Args:
       model: a compiled model; it is copied.
       num_threads: threads to step on; 0 takes every CPU. The results do not depend on it.
+      extra: fields of `mjData`, among `EXTRA`, that sensordata shall hold after the sensors, each flattened and
+        under its own name: `model.sensor("cinert")`. After a step they are what `mj_step` leaves in `mjData`:
+        of its last evaluation of the dynamics, which with RK4 is the last stage of the last substep. `cfrc_ext`
+        is what `mj_rnePostConstraint` makes of that; it takes a simulation's whole `mjData`, and so memory for
+        each and a third more time.
 
     Raises:
-      InputError: if num_threads is negative, or the model carries a state that `PhysicsState` does not hold.
+      InputError: if num_threads is negative, the model carries a state that `PhysicsState` does not hold, or an
+        extra field is unknown, repeated, of no size in this model, or has the name of a sensor.
     """
 
-    def __init__(self, model: mujoco.MjModel, num_threads: int = 0):
+    def __init__(self, model: mujoco.MjModel, num_threads: int = 0, extra: Sequence[str] = ()):
         super().__init__()
         if num_threads < 0:
             raise InputError(f"num_threads must be 0 (every CPU) or more, got {num_threads}")
@@ -103,7 +127,8 @@ class MujocoEngine(BatchEngine):
         log.logto_console = log.logto_file = False
         log.set()
         self.num_threads = num_threads
-        self.model = _model_info(self.mjmodel)
+        self.extra = tuple(extra)
+        self.model = _with_extra(_model_info(self.mjmodel), self.mjmodel, self.extra)
         # A table, so that torch.compile meets nothing but look-ups.
         self._field_shapes = {name: _model_field(self.mjmodel, name).shape for name in _real_fields(self.mjmodel)}
         self.field_ranks = {name: len(shape) for name, shape in self._field_shapes.items()}
@@ -123,7 +148,7 @@ class MujocoEngine(BatchEngine):
     def _of_size(self, size: int) -> "_Buffers":
         buffers = self._buffers.pop(size, None)
         if buffers is None:
-            buffers = _Buffers(self.mjmodel, size, self.num_threads)
+            buffers = _Buffers(self.mjmodel, size, self.num_threads, self.extra)
             while len(self._buffers) >= _BATCHES_KEPT:
                 self._buffers.popitem(last=False)
         self._buffers[size] = buffers
@@ -181,7 +206,7 @@ class MujocoEngine(BatchEngine):
         buffers.write_wrench(None)
         errors = buffers.forward(None if ids.all() else ids)
         out = rows.sensordata.clone()
-        out.numpy()[some] = buffers.sensordata[some]
+        out.numpy()[some] = buffers.sensors(some)
         for row in errors:  # it keeps its old sensor values; its next step reports the fault
             out[row] = rows.sensordata[row]
         return out
@@ -286,8 +311,10 @@ class MujocoEngine(BatchEngine):
 class _Buffers:
     """The rows of one batch size, and what is written in them."""
 
-    def __init__(self, model: mujoco.MjModel, size: int, num_threads: int):
-        self.batch = Batch(model, size, num_threads)
+    def __init__(self, model: mujoco.MjModel, size: int, num_threads: int, extra: Sequence[str] = ()):
+        # The forces of contacts stay in each simulation's own data, where only a persistent batch keeps them.
+        self.data = mujoco.MjData(model) if "cfrc_ext" in extra else None
+        self.batch = Batch(model, size, num_threads, persistent=self.data is not None)
         self.model = model
         self.time: Any = self.batch.bind("time")
         self.qpos: Any = self.batch.bind("qpos")
@@ -296,6 +323,8 @@ class _Buffers:
         self.warmstart: Any = self.batch.bind("qacc_warmstart")
         self.ctrl: Any = self.batch.bind("ctrl")
         self.sensordata: Any = self.batch.bind("sensordata")
+        self.external: Any = np.zeros((size, model.nbody, 6))
+        self.extra: list[Any] = [self.external if n == "cfrc_ext" else self.batch.bind(n) for n in extra]
         self.wrench: Any = None
         start = self.qpos.ctypes.data - self.batch.state.ctypes.data
         first = start // self.batch.state.itemsize if model.nq else 0
@@ -306,13 +335,13 @@ class _Buffers:
 
     def step(self, substeps: int) -> dict[int, str]:
         """Step every row; returns what went wrong, by row."""
-        return self._run(lambda: self.batch.step(nstep=substeps))
+        return self._run(lambda: self.batch.step(nstep=substeps), None)
 
     def forward(self, ids: np.ndarray | None) -> dict[int, str]:
         """Run `mj_forward` on the rows where the mask `ids` is true (None: on all); returns as `step`."""
-        return self._run(lambda: self.batch.forward(ids))
+        return self._run(lambda: self.batch.forward(ids), ids)
 
-    def _run(self, call: Callable[[], None]) -> dict[int, str]:
+    def _run(self, call: Callable[[], None], ids: np.ndarray | None) -> dict[int, str]:
         errors: dict[int, str] = {}
         try:
             call()
@@ -324,6 +353,11 @@ class _Buffers:
             full = "no memory for all contacts and constraints"
             errors |= {int(i): full for i in np.flatnonzero(overflows.any(axis=1))}
             self.batch.warning[:, _OVERFLOWS] = 0  # or the next call would be blamed for it
+        if self.data is not None:
+            for i in range(self.batch.nsim) if ids is None else np.flatnonzero(ids):
+                self.batch.get_data(i, self.data)
+                mujoco.mj_rnePostConstraint(self.model, self.data)
+                self.external[i] = self.data.cfrc_ext
         return errors
 
     def sane(self) -> np.ndarray:
@@ -370,6 +404,11 @@ class _Buffers:
         # Inference tensors do not count their writes, so they are compared every time.
         self.seen = {n: None if field.is_inference() else (field, field._version) for n, field in fields.items()}
 
+    def sensors(self, some: Any) -> np.ndarray:
+        """The sensors of some rows, then the extra fields: `[n, nsensor]`, a copy."""
+        values = [self.sensordata[some], *(x[some] for x in self.extra)]
+        return np.concatenate([x.reshape(len(x), math.prod(x.shape[1:])) for x in values], axis=1)
+
     def read(self) -> Rows:
         copy = lambda a: torch.from_numpy(a.copy())  # noqa: E731
         return Rows(
@@ -378,8 +417,26 @@ class _Buffers:
             copy(self.qvel),
             copy(self.act),
             copy(self.warmstart),
-            copy(self.sensordata),
+            torch.from_numpy(self.sensors(slice(None))),
         )
+
+
+def _with_extra(info: ModelInfo, model: mujoco.MjModel, extra: Sequence[str]) -> ModelInfo:
+    """The model's description with the extra fields' places in sensordata."""
+    sensors, size = dict(info.sensors), info.nsensor
+    data = mujoco.MjData(model) if extra else None
+    for name in extra:
+        if name not in EXTRA:
+            close = ", ".join(difflib.get_close_matches(name, EXTRA, n=3)) or ", ".join(EXTRA)
+            raise InputError(f"extra field {name!r} cannot be read beside the sensors; near it are: {close}")
+        if name in sensors:
+            raise InputError(f"extra field {name!r} is given twice, or the model has a sensor of that name")
+        width = int(np.size(getattr(data, name)))
+        if width == 0:
+            raise InputError(f"extra field {name!r} is empty in this model")
+        sensors[name] = slice(size, size + width)
+        size += width
+    return replace(info, sensors=sensors, nsensor=size)
 
 
 def _same(a: Tensor, seen: tuple[Tensor, int] | None) -> bool:

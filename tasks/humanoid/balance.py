@@ -1,30 +1,19 @@
 """Balance: the humanoid starts in a random posture, is pushed now and then, and must not fall.
 
-Actions are offsets from the standing pose's joint targets; an action of 1 moves a target as far as takes the servo
-from no torque to its limit, so that equal actions mean equal effort in an ankle and in a hip. The policy
-sees what a real robot measures: angular velocity, the direction of gravity, joint angles and velocities,
+The policy sees what a real robot measures: angular velocity, the direction of gravity, joint angles and velocities,
 and its own last action. The value function also sees what only a simulation knows.
 """
-
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from rlcore import random, rotations
+from rlcore import rotations
 from rlcore.env import Env, EnvState, Params, make_env, random_pushes, time_limit
 from rlcore.physics.engine import PhysicsState
-from rlcore.physics.mujoco import MujocoEngine, load_model
 from rlcore.rewards import Term, action_rate, alive, exponential
+from tasks.humanoid.body import FALLEN_HEIGHT, STANDING_HEIGHT, make_humanoid
 
-MODEL = Path(__file__).parent / "humanoid.xml"
-ACTION_BOUND = 4.0
-STANDING_HEIGHT = 0.83  # m, pelvis above the floor
-FALLEN_HEIGHT = 0.6  # m
 FALLEN_TILT = -0.7  # vertical component of gravity in the body frame: about 45 degrees from upright
-JOINT_NOISE = 0.12  # rad, of the posture that an episode begins with
-LEAN = 0.05  # rad about each axis, of the attitude that it begins with
-SPEED = 0.1  # m/s and rad/s, of every velocity that it begins with
 
 
 def make_humanoid_balance(
@@ -38,33 +27,11 @@ def make_humanoid_balance(
       push_interval: mean time between pushes, s.
       push_speed: largest change of the pelvis's horizontal velocity by a push, m/s.
     """
-    engine = MujocoEngine(load_model(MODEL), num_threads)
-    model = engine.model
-    stand_qpos, stand_ctrl = model.keyframe("stand")
-    joint_qpos, joint_qvel = model.actuated()
-    pose = stand_qpos[joint_qpos]
-    # Two centimetres up, so that no foot begins inside the floor.
-    raised = stand_qpos[:3] + torch.tensor([0.0, 0.0, 0.02], dtype=torch.float64)
-    stiffness = torch.from_numpy(engine.mjmodel.actuator_gainprm[:, 0].copy())
-    scale = torch.from_numpy(engine.mjmodel.actuator_forcerange[:, 1].copy()) / stiffness  # rad per unit of action
-    lower = torch.tensor([model.joint(name).lower for name in model.actuator_joints], dtype=torch.float64)
-    upper = torch.tensor([model.joint(name).upper for name in model.actuator_joints], dtype=torch.float64)
+    engine, robot, action_bounds, control, initial = make_humanoid(num_threads)
+    model, pose, joint_qpos, joint_qvel = engine.model, robot.pose, robot.joint_qpos, robot.joint_qvel
     velocimeter = model.sensor("imu_linear_velocity")
     contacts = [model.sensor("left_foot_contact"), model.sensor("right_foot_contact")]
     first, last = model.sensor("waist_yaw_torque").start, model.sensor("right_ankle_roll_torque").stop
-
-    def initial(params: Params, key: Tensor) -> tuple[Tensor, Tensor]:
-        """The standing pose, joints off by up to `JOINT_NOISE`, leaning a little in any direction, and moving."""
-        draw = random.uniform(key, (3 + model.nu + model.nv,), -1.0, 1.0, dtype=torch.float64)
-        lean, joints, velocity = torch.split(draw, [3, model.nu, model.nv])
-        # A small rotation: half its vector beside a scalar of one, made a unit quaternion.
-        turn = torch.cat([torch.ones_like(lean[:1]), LEAN / 2 * lean])
-        turn = turn / torch.sqrt(turn.square().sum())
-        posture = torch.clamp(pose + JOINT_NOISE * joints, lower, upper)
-        return torch.cat([raised, turn, posture]), SPEED * velocity
-
-    def control(params: Params, state: EnvState, action: Tensor) -> Tensor:
-        return stand_ctrl + scale * torch.clamp(action, -ACTION_BOUND, ACTION_BOUND)
 
     def observe(params: Params, state: EnvState) -> dict[str, dict[str, Tensor]]:
         physics = state.physics
@@ -112,7 +79,7 @@ def make_humanoid_balance(
         control_dt=0.02,
         initial=initial,
         control=control,
-        action_bounds=([-ACTION_BOUND] * model.nu, [ACTION_BOUND] * model.nu),
+        action_bounds=action_bounds,
         observe=observe,
         terminate=terminate,
         metrics=metrics,

@@ -24,6 +24,7 @@ from rlcore.errors import InputError
 from rlcore.networks import mlp
 from rlcore.normalize import denormalize, normalize
 from rlcore.physics.engine import BatchEngine, ModelInfo
+from rlcore.randomize import Randomization, make_randomizer
 from rlcore.rewards import Term, alive
 from tasks.cartpole import make_cartpole
 
@@ -251,6 +252,35 @@ def test_population_is_what_each_would_be_alone(small):
     assert not torch.equal(together.env_state.physics.qpos[0], together.env_state.physics.qpos[1])
 
 
+def test_randomized_robots_differ_and_learn(small):
+    env = cartpole()
+    learner = make_ppo(env, SMALL, make_randomizer(env, Randomization(mass_scale=(0.5, 2.0))))
+    state, shared = learner.init(random.key(0)), small.init(random.key(0))
+    mass, nominal = state.env_params.physics["body_mass"], env.engine.nominal("body_mass")["body_mass"]
+    assert mass.shape == (4, 3) and len(mass[:, 1].unique()) == 4
+    assert (mass >= 0.5 * nominal).all() and (mass <= 2.0 * nominal).all()
+    assert all(leaf.shape[0] == 4 and leaf.is_contiguous() for _, leaf in tree.named_leaves(state.env_params))
+    # All else begins as it does without.
+    assert_same(tree.replace(state, env_params=shared.env_params), shared)
+    before = tree.map_leaves(torch.clone, state)
+    after, metrics = learner.update(state)
+    assert_same(state, before)
+    assert_same(after.env_params, state.env_params)
+    assert_same((after, metrics), learner.update(state))
+    assert not torch.equal(after.env_state.physics.qpos, small.update(shared)[0].env_state.physics.qpos)
+    # Another run has other robots.
+    assert not torch.equal(learner.init(random.key(1)).env_params.physics["body_mass"], mass)
+
+
+def test_ranges_of_identity_learn_the_same_bits(small):
+    env = cartpole()
+    learner = make_ppo(env, SMALL, make_randomizer(env, Randomization()))
+    (state, metrics), (plain, expected) = (
+        algorithm.update(algorithm.init(random.key(0))) for algorithm in (learner, small)
+    )
+    assert_same((tree.replace(state, env_params=plain.env_params), metrics), (plain, expected))
+
+
 def with_settings(**changes):
     return dataclasses.replace(SMALL, **changes)
 
@@ -384,11 +414,13 @@ def test_metrics_of_a_trajectory():
         assert float(metrics["episode/return"]) == pytest.approx(2.0)
         assert float(metrics["episode/length"]) == 2.0
         assert float(metrics["episode/fall_rate"]) == fall_rate
-        assert float(metrics["reward/alive"]) == pytest.approx(1.0)
+        for name in ("reward", "reward_raw", "episode_reward", "episode_reward_raw"):
+            assert float(metrics[f"{name}/alive"]) == pytest.approx(1.0), name
         assert float(metrics["env/faults"]) == 0.0
     endless = make_ppo(stream(alive_only=True, length=100), SMALL)
     _, metrics = endless.update(endless.init(random.key(0)))
     assert math.isnan(float(metrics["episode/return"])) and float(metrics["episode/ended"]) == 0
+    assert math.isnan(float(metrics["episode_reward/alive"])) and float(metrics["reward_raw/alive"]) == 1.0
 
 
 # --- Tiny worlds ---
@@ -575,6 +607,7 @@ def test_stream_cut_by_the_clock_is_worth_an_endless_one():
         ("value_coefficient", -1.0),
         ("entropy_coefficient", -1.0),
         ("bounds_coefficient", -1.0),
+        ("symmetry_coefficient", -1.0),
         ("max_gradient_norm", 0.0),
         ("initial_std", 0.0),
         ("policy_layers", (8, 0)),

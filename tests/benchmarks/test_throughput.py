@@ -131,10 +131,10 @@ def bench():
 
 def test_the_bare_engine_does_what_the_environment_does(bench):
     state, obs = bench.subject.state.env_state, bench.subject.state.obs
-    bench.env_block(state, obs, 3)  # making a recording runs the engine once more
+    bench.env_block(state, obs, random.split(random.key(0), 3))  # making a recording runs the engine once more
     with throughput.watched(bench.subject.env.engine) as kept:
-        _, after, obs = bench.env_block(state, obs, 1)
-        bench.env_block(after, obs, 2)
+        _, after, obs = bench.env_block(state, obs, random.split(random.key(0), 1))
+        bench.env_block(after, obs, random.split(random.key(1), 2))
     assert len(kept) == 3
     bare = BareEngine(bench.subject.env.engine, len(state.steps), bench.substeps)
     assert bare.step(kept[0]) > 0

@@ -428,6 +428,9 @@ print(" ".join(text.getvalue().split()))
     [
         ("ppo_cartpole", ("Learn to balance a pole on a cart", "--ppo.num-envs", "--training.iterations")),
         ("ppo_humanoid_balance", ("Learn to stay on both feet", "--push-speed", "--training.no-video")),
+        ("ppo_ant", ("Learn to run to a far target on four legs", "--episode-steps", "--ppo.kl-target")),
+        ("ppo_humanoid_run", ("Learn to run to a far target on two legs", "--episode-steps")),
+        ("ppo_gym", ("one of Gymnasium's robots", "--task", "{gym_walker2d,gym_ant,gym_humanoid}")),
         ("evaluate", ("Run a trained policy", "--episodes", "--checkpoint")),
         ("play", ("Let a trained policy act and film it", "--robots", "--window")),
         ("replay", ("Step once from the state", "RUN/faults/*.npz", "--output")),

@@ -16,7 +16,9 @@ from rlcore.env import (
     action_delay,
     auto_reset,
     batch,
+    encoder_offset,
     make_env,
+    observation_delay,
     observation_history,
     observation_noise,
     random_pushes,
@@ -26,7 +28,7 @@ from rlcore.env import (
 from rlcore.errors import InputError
 from rlcore.physics.engine import FAULT_ACTION, drain_faults
 from rlcore.physics.mujoco import MujocoEngine
-from rlcore.rewards import Term, action_rate, action_size, alive
+from rlcore.rewards import Term, action_rate, action_size, alive, termination
 
 # A floating base without gravity that carries a driven arm: pushes, sensors and joints in few lines.
 MODEL = """
@@ -76,6 +78,9 @@ def fallen(params, physics):
     return physics.qpos[7].abs() > 0.5
 
 
+TERMS = [Term("alive", 1.0, alive), Term("effort", -0.1, action_size), Term("rate", -0.01, action_rate)]
+
+
 def bug(num_threads=1, start=initial, end=fallen, **kwargs):
     return make_env(
         kwargs.pop("engine", None) or engine(num_threads),
@@ -83,11 +88,7 @@ def bug(num_threads=1, start=initial, end=fallen, **kwargs):
         control_dt=DT,
         initial=start,
         observe=observe,
-        terms=[
-            Term("alive", 1.0, alive),
-            Term("effort", -0.1, action_size),
-            Term("rate", -0.01, action_rate),
-        ],
+        terms=kwargs.pop("terms", TERMS),
         terminate=end,
         **kwargs,
     )
@@ -97,6 +98,7 @@ def dressed(num_threads=1):
     """Every wrapper at once."""
     env = time_limit(scale_actions(bug(num_threads)), 0.18)
     env = observation_history(action_delay(random_pushes(env, 0.06, 0.5), (0, 2)), 3)
+    env = observation_delay(encoder_offset(env, 0.1, "angle[0]"), (0, 2))
     return auto_reset(observation_noise(env, {"tip": 0.05}, "critic"))
 
 
@@ -248,7 +250,7 @@ def test_sensors_are_current_after_a_reset():
 
 def test_memory_and_metrics_of_a_task():
     count = Memory(
-        init=lambda params, physics: torch.zeros_like(physics.time),
+        init=lambda params, physics, key: torch.zeros_like(physics.time),
         update=lambda params, before, action, physics: before.memory["pushed"] + action.sum(),
     )
     env = bug(
@@ -263,6 +265,32 @@ def test_memory_and_metrics_of_a_task():
         assert transition.metrics["twice"] == (0 if math.isnan(value) else 2 * value)
     # 0.25 - 1 + 0.5: an action that is no number is remembered as none.
     assert state.memory["pushed"] == -0.25
+
+
+def test_terms_see_whether_the_step_ended_the_episode():
+    terms = [Term("fall", -200.0, termination), Term("watched", 0.0, action_size)]
+    env = time_limit(bug(terms=terms), 10 * DT)
+    state, _ = env.reset(env.params, random.key(0))
+    assert not state.memory["terminated"]
+    seen = []
+    for _ in range(10):
+        state, transition = env.step(env.params, state, torch.tensor([3.0]))
+        seen.append(bool(transition.terminated))
+        assert bool(state.memory["terminated"]) == seen[-1] == bool(transition.raw_terms[0])
+        # -200 per second times 0.02 s, once.
+        assert float(transition.reward) == (-4.0 if seen[-1] else 0.0)
+        # A term of no weight is told as it is: 3^2.
+        assert float(transition.raw_terms[1]) == 9.0 and transition.terms["watched"] == 0.0
+        if seen[-1]:
+            break
+    assert seen[-1] and len(seen) > 1
+    # The clock ends an episode without termination, and a fault with it.
+    still = time_limit(bug(terms=terms, end=lambda p, s: s.time < 0), DT)
+    for action, ended in ((0.0, False), (math.nan, True)):
+        state, _ = still.reset(still.params, random.key(0))
+        _, transition = still.step(still.params, state, torch.tensor([action]))
+        assert bool(transition.truncated) != ended and bool(transition.raw_terms[0]) == ended
+    drain_faults()
 
 
 # --- Actions that are no numbers ---
@@ -315,6 +343,7 @@ def test_auto_reset_begins_a_fresh_episode():
     state, _ = env.reset(params, start)
     bare, _ = plain.reset(params, start)
     total, length = 0.0, 0
+    raw, weighted = torch.zeros(3).double(), torch.zeros(3).double()
     for _ in range(200):
         action = torch.tensor([3.0])
         state, transition = env.step(params, state, action)
@@ -322,6 +351,8 @@ def test_auto_reset_begins_a_fresh_episode():
         total, length = total + float(expected.reward), length + 1
         assert float(transition.metrics["episode_return"]) == pytest.approx(total, abs=1e-12)
         assert int(transition.metrics["episode_length"]) == length
+        raw, weighted = raw + expected.raw_terms, weighted + torch.stack(list(expected.terms.values()))
+        torch.testing.assert_close(transition.metrics["episode_terms"], torch.stack([raw, weighted]))
         assert_same(transition.next_obs, expected.next_obs)
         if expected.terminated:
             break
@@ -331,7 +362,11 @@ def test_auto_reset_begins_a_fresh_episode():
     assert_same(state, fresh)
     assert_same(transition.obs, fresh_obs)
     assert not torch.equal(transition.obs["policy"], transition.next_obs["policy"])
+    # 1, 3^2 and the first action's change, of weights 1, -0.1 and -0.01.
+    assert raw.tolist() == [length, 9.0 * length, 9.0]
+    torch.testing.assert_close(weighted, DT * torch.tensor([1.0, -0.1, -0.01]).double() * raw)
     assert int(state.steps) == 0 and float(state.memory["episode_return"]) == 0.0
+    assert not state.memory["episode_terms"].any()
     assert float(state.memory["last_action"].abs().sum()) == 0.0 and float(state.physics.time) == 0.0
 
 
@@ -343,6 +378,13 @@ def test_every_episode_begins_elsewhere():
     assert begins.numel() == 16 * 11 and len(begins.unique()) == 16 * 11
     # They are spread as the task asks for: uniform on +-0.3, of deviation 0.3 / sqrt(3) = 0.173.
     assert float(begins.std()) == pytest.approx(0.173, abs=0.03)
+
+
+def test_an_environment_without_terms():
+    env = auto_reset(bug(terms=[]))
+    _, (_, transitions) = rollout(batch(env), 2, 3 * actions(20, 2))
+    assert not transitions.reward.any() and transitions.terms == {} and transitions.raw_terms.shape == (20, 2, 0)
+    assert transitions.terminated.any() and transitions.metrics["episode_terms"].shape == (20, 2, 2, 0)
 
 
 # --- Time limit ---
@@ -497,6 +539,88 @@ def test_history_begins_anew_with_an_episode():
     assert not torch.equal(ended[:, :2], ended[:, 2:])
 
 
+def test_encoders_are_off_by_a_constant_of_the_episode():
+    env = auto_reset(time_limit(encoder_offset(bug(end=lambda p, s: s.time < 0), 0.02, "angle"), 3 * DT))
+    bare = auto_reset(time_limit(bug(end=lambda p, s: s.time < 0), 3 * DT))
+    acts = actions(6, 400)
+    (first, first_seen), (states, seen) = rollout(batch(env), 400, acts)
+    (_, first_plain), (plain_states, plain) = rollout(batch(bare), 400, acts)
+    errors = torch.cat([(first_seen["policy"] - first_plain["policy"])[None], seen.obs["policy"] - plain.obs["policy"]])
+    angle, speed = errors.unbind(-1)
+    assert not speed.any() and torch.equal(seen.obs["critic"], plain.obs["critic"])
+    assert_same(states.physics, plain_states.physics)
+    # Frames 0 to 2 are of the first episode, 3 to 5 of the second. A float32 of size 0.5 is exact to 6e-8.
+    for episode in (angle[0:3], angle[3:6]):
+        assert float((episode - episode[0]).abs().max()) < 2e-7
+        # Uniform on +-0.02: mean 0, deviation 0.02 / sqrt(3) = 0.01155.
+        assert float(episode[0].abs().max()) <= 0.02 + 1e-7
+        assert float(episode[0].mean()) == pytest.approx(0.0, abs=5 * 0.01155 / math.sqrt(400))
+        assert float(episode[0].std()) == pytest.approx(0.01155, abs=0.0015)
+    assert abs(float(torch.corrcoef(angle[[0, 3]])[0, 1])) < 0.25
+    # What an episode ends with has that episode's offset, and the offset is what the state says.
+    assert torch.allclose((seen.next_obs["policy"] - plain.next_obs["policy"])[2, :, 0], angle[0], rtol=0, atol=2e-7)
+    offset = first.memory["encoder_offset(policy)"]
+    assert torch.equal(first_seen["policy"], first_plain["policy"] + offset) and not offset[:, 1].any()
+
+
+def test_exact_encoders_and_prompt_observations_are_no_wrappers():
+    acts = actions(10, 3)
+    _, (_, plain) = rollout(batch(bug()), 3, acts)
+    for env in (encoder_offset(bug(), 0.0, "angle"), observation_delay(bug(), 0)):
+        assert_same(rollout(batch(env), 3, acts)[1][1], plain)
+
+
+@pytest.mark.parametrize("delay", [1, 3])
+def test_observations_are_exactly_that_late(delay):
+    env = observation_delay(bug(), delay)
+    acts = actions(8, 3)
+    (_, first), (plain_states, plain) = rollout(batch(bug()), 3, acts)
+    (_, first_seen), (states, seen) = rollout(batch(env), 3, acts)
+    frames = [first["policy"]] * delay + [first["policy"], *plain.next_obs["policy"]]
+    assert torch.equal(first_seen["policy"], frames[0])
+    assert torch.equal(seen.obs["policy"], torch.stack(frames[1:9]))
+    assert torch.equal(seen.obs["critic"], plain.obs["critic"])
+    assert_same(seen.obs, seen.next_obs)
+    assert_same(states.physics, plain_states.physics)
+
+
+def test_each_episode_has_a_delay_and_forgets_the_last():
+    name = "observation_delay(policy)"
+    env = auto_reset(time_limit(observation_delay(bug(end=lambda p, s: s.time < 0), (0, 2)), 3 * DT))
+    bare = auto_reset(time_limit(bug(end=lambda p, s: s.time < 0), 3 * DT))
+    acts = actions(6, 600)
+    (start, first_seen), (states, seen) = rollout(batch(env), 600, acts)
+    (_, first), (_, plain) = rollout(batch(bare), 600, acts)
+    frames = torch.cat([first["policy"][None], plain.obs["policy"]])
+    shown = torch.cat([first_seen["policy"][None], seen.obs["policy"]])
+    late = torch.cat([start.memory[name]["steps"][None], states.memory[name]["steps"]])
+    assert torch.equal(late[0:3], late[0].expand(3, -1)) and torch.equal(late[3:6], late[3].expand(3, -1))
+    # 600 draws of three values: 200 each, with a deviation of sqrt(600 * 2 / 9) = 11.5.
+    for steps in (late[0], late[3]):
+        assert all(abs(n - 200) < 60 for n in torch.bincount(steps, minlength=3).tolist()) and int(steps.max()) == 2
+    assert not torch.equal(late[0], late[3])
+    # Each robot sees the frame that is as old as its delay says, but none older than its episode.
+    for begin in (0, 3):
+        for t in range(3):
+            place = begin + torch.clamp(t - late[begin], min=0)
+            assert torch.equal(shown[begin + t], frames[place, torch.arange(600)]), (begin, t)
+    # The last observation of an episode is late too.
+    both = torch.cat([frames[:3], plain.next_obs["policy"][2:3]])
+    assert torch.equal(seen.next_obs["policy"][2], both[3 - late[0], torch.arange(600)])
+
+
+def test_two_groups_have_offsets_and_delays_of_their_own():
+    env = encoder_offset(encoder_offset(bug(), 0.1, "angle"), 0.1, "angle", "critic")
+    _, obs = env.reset(env.params, random.key(1))
+    _, exact = bug().reset(env.params, random.key(1))
+    errors = [float(obs[g][0] - exact[g][0]) for g in ("policy", "critic")]
+    assert errors[0] != 0.0 and errors[1] != 0.0 and errors[0] != pytest.approx(errors[1], abs=1e-4)
+    env = observation_delay(observation_delay(bug(), (0, 9)), (0, 9), "critic")
+    state, _ = batch(env).reset(env.params, random.split(random.key(0), 50))
+    steps = [state.memory[f"observation_delay({group})"]["steps"] for group in ("policy", "critic")]
+    assert not torch.equal(*steps)
+
+
 # --- Pushes ---
 
 
@@ -565,6 +689,8 @@ def test_nothing_comes_after_automatic_resets():
         lambda e: observation_noise(e, {}),
         lambda e: observation_history(e, 2),
         lambda e: random_pushes(e, 1.0, 1.0),
+        lambda e: encoder_offset(e, 0.1, "angle"),
+        lambda e: observation_delay(e, 1),
         auto_reset,
     ):
         with pytest.raises(InputError, match="auto_reset"):
@@ -587,6 +713,13 @@ def test_nothing_comes_after_automatic_resets():
         (lambda: observation_noise(bug(), {"angle": -1.0}), "noise scale of 'angle' must be 0 or .* got -1"),
         (lambda: observation_noise(bug(), {"angle": math.nan}), "noise scale of 'angle' .* got nan"),
         (lambda: observation_noise(bug(), {}, "actor"), "no .* group 'actor'; there are: policy, critic"),
+        (lambda: encoder_offset(bug(), 0.1), "no part 'joint_position'; it has: angle, speed"),
+        (lambda: encoder_offset(bug(), 0.1, "angle", "actor"), "no observation group 'actor'"),
+        (lambda: encoder_offset(bug(), -0.1, "angle"), "encoder offset of 'angle' must be 0 or more, got -0.1"),
+        (lambda: encoder_offset(bug(), math.nan, "angle"), "encoder offset .* got nan"),
+        (lambda: observation_delay(bug(), -1), "observation delay must be 0 or more.* got -1"),
+        (lambda: observation_delay(bug(), (2, 1)), r"observation delay .* got \(2, 1\)"),
+        (lambda: observation_delay(bug(), 1, "actor"), "no observation group 'actor'"),
         (lambda: observation_history(bug(), 0), "history length must be at least 1, got 0"),
         (lambda: observation_history(bug(), 2, "actor"), "no observation group 'actor'"),
         (lambda: random_pushes(bug(), 0.01, 1.0), "push interval .* 0.02 s, got 0.01"),
@@ -634,7 +767,10 @@ def test_terms_need_names_of_their_own():
 
 def test_draws_of_wrappers_never_meet():
     # A consumer folds its salt and the step into the episode's key, which a reset split in two (0 and 1). Groups of
-    # observations add their places to the last salt, so nothing may come above it.
-    salts = [env_module._DELAY, env_module._FIRST_PUSH, env_module._PUSH, env_module._NOISE]
-    assert salts == sorted(salts)
-    assert min(b - a for a, b in itertools.pairwise([0, *salts, 2**32])) >= 2**24
+    # observations add their places to some salts, so those need room for many.
+    names = ["_DELAY", "_FIRST_PUSH", "_PUSH", "COMMAND_SALT", "LEVEL_SALT"]
+    salts = [getattr(env_module, name) for name in names]
+    by_group = [env_module._NOISE, env_module._OBSERVATION_DELAY, env_module._ENCODER]
+    assert [*salts, *by_group] == sorted([*salts, *by_group])
+    assert min(b - a for a, b in itertools.pairwise([0, *salts, *by_group])) >= 2**24
+    assert min(b - a for a, b in itertools.pairwise([*by_group, 2**32])) >= 32 * 2**24

@@ -1,5 +1,6 @@
 """A kernel gives the bits of the operations that it replaces, whatever their values, shapes and order."""
 
+import gc
 import math
 import operator
 
@@ -42,7 +43,7 @@ def traced(fn, *args):
 def fused(fn, *args):
     """The function's results through kernels, and which operations are left."""
     module = traced(fn, *args)
-    module.graph = fuse(module.graph, module)
+    module.graph = fuse(module.graph)
     module.recompile()
     left = [node.target for node in module.graph.nodes if node.op == "call_function"]
     return module(*args), [target for target in left if target is not operator.getitem]
@@ -73,7 +74,7 @@ FLOATS = {
     "products": lambda x, y: (x * y, x * 0.02, x / y, x / 3.0, 1.0 / x, x**2, x.square(), x * x * y),
     "not contracted": lambda x, y: (x * y + x, x * y - y, (x + y) - x, (x - y) + y, x * 0.1 + y * 0.2),
     "bounds": lambda x, y: (
-        x.clamp(-1.0, 1.0), x.clamp(min=0.0), x.clamp(max=0.0), x.clamp(0.0, 0.0), torch.clamp(x, y, y + 1.0),
+        x.clamp(-1.0, 1.0), x.clamp(min=0.0), x.clamp(max=0.0), x.clamp(0.0, 0.0),
         torch.nan_to_num(x, 0.0, 0.0, 0.0), torch.nan_to_num(x, 1.0, 2.0, -3.0),
     ),
     "comparisons": lambda x, y: (x < y, x <= y, x > y, x >= y, x == y, x != y, x < 1.0, x != 0, x == math.inf),
@@ -88,10 +89,11 @@ FLOATS = {
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("name", FLOATS)
 def test_every_operation_has_its_bits_for_every_pair_of_values(name, dtype):
-    x, y = pairs(dtype)
-    ours, left = fused(FLOATS[name], x, y)
-    assert_bits(ours, FLOATS[name](x, y))
-    assert [type(target) for target in left] == [Kernel]
+    # torch has one loop for numbers side by side and another for those that lie apart.
+    for x, y in (pairs(dtype), [x.contiguous() for x in pairs(dtype)]):
+        ours, left = fused(FLOATS[name], x, y)
+        assert_bits(ours, FLOATS[name](x, y))
+        assert [type(target) for target in left] == [Kernel]
 
 
 def test_integers_and_truths():
@@ -103,7 +105,8 @@ def test_integers_and_truths():
         return (
             i + j, i - j, i * j, i + 50331648, (i & j) | (i ^ j), ~i, ~m, m & (i > j), m | (j == 0), m ^ (i < 0),
             i.double() * 0.5, i.float() + 1, m.long() + i, torch.where(m, i, -1), torch.where(m, j, i), i.int().long(),
-            i & 4294967295, (j + m).double(), m.float() - 0.5,
+            i & 4294967295, (j + m).double(), m.float() - 0.5, m < ~m, m <= (i > 0), m > (i > 0), m >= True,
+            m == (i > 0),
         )  # fmt: skip
 
     ours, left = fused(fn, i, j, m)
@@ -146,8 +149,9 @@ def test_elements_come_from_where_they_are(name, rows):
     if name in ("parts", "rows that meet") and rows < 3:
         rows = 5
     x, y = (random.normal(random.key(seed), (rows, 3), torch.float64) for seed in (0, 1))
-    ours, _ = fused(PLACES[name], x, y)
+    ours, left = fused(PLACES[name], x, y)
     assert_bits(ours, PLACES[name](x, y))
+    assert any(isinstance(target, Kernel) for target in left)
 
 
 @pytest.mark.parametrize("rows", [3, 7])
@@ -202,6 +206,63 @@ def test_sums_of_what_lies_apart_have_the_bits_of_torch():
     for x in (wide[:, ::2], wide[:, 3:30], wide.T, wide[:, :1], wide[:1].expand(4, 40), wide[:, :1].expand(9, 30)):
         assert_bits(fused(fn, x)[0], fn(x))
         assert_bits(jit(fn)(x), fn(x))
+
+
+def test_what_fills_with_a_bound_is_left_to_torch():
+    x = random.normal(random.key(0), (4, 3))
+    for fn in (lambda x: x.clamp(math.nan, 1.0) + 1, lambda x: torch.clamp(x, x * 0, x * 0 + 1) + 1):
+        ours, left = fused(fn, x)
+        assert_bits(ours, fn(x))
+        assert {str(target) for target in left} & {"aten.clamp.default", "aten.clamp.Tensor"}
+
+
+def test_long_chains_and_squares_of_squares():
+    x = random.normal(random.key(0), (4, 5), torch.float64)
+
+    def chain(x):
+        for i in range(600):
+            x = x * 1.0001 + i
+        return x
+
+    def powers(x):
+        for _ in range(40):  # written out, the last one would be 2^40 products
+            x = x * x
+        return x
+
+    for fn in (chain, powers):
+        ours, left = fused(fn, x)
+        assert_bits(ours, fn(x))
+        assert [type(target) for target in left] == [Kernel]
+
+
+def test_wide_results_are_not_kept_on_the_stack():
+    x = random.normal(random.key(0), (1, 1 << 19), torch.float64)
+
+    def fn(x):
+        y = torch.cat([x * 2, x + 1], 1)
+        return y * y + 1, torch.stack([x, x * 3], 1).sum(1)
+
+    assert_bits(fused(fn, x)[0], fn(x))
+
+
+def test_code_outlives_the_memory_of_what_was_compiled():
+    from rlcore import fusion
+
+    x = torch.ones(3, 2)
+    fast = jit(lambda x: x * 1.25 + 0.125)
+    assert_bits(fast(x), x * 1.25 + 0.125)
+    fusion._compiled.cache_clear()
+    gc.collect()
+    fused(lambda x: x * 1.5 + 0.375, x)
+    assert_bits(fast(x * 2), x * 2 * 1.25 + 0.125)
+
+
+def test_kernels_write_to_the_cpu_whatever_the_default_device():
+    x = torch.ones(3, 2)
+    fast = jit(lambda x: x * 2 + 1)
+    fast(x)
+    with torch.device("meta"):
+        assert_bits(fast(x), x * 2 + 1)
 
 
 def test_large_tensors_are_left_to_torch():
@@ -288,8 +349,9 @@ def test_random_programs(seed):
         return tuple(values[len(inputs) :])
 
     inputs = [random.normal(random.fold_in(key, i), (rows, 4), torch.float64) for i in range(3)]
-    ours, _ = fused(program, *inputs)
+    ours, left = fused(program, *inputs)
     assert_bits(ours, program(*inputs))
+    assert any(isinstance(target, Kernel) for target in left)
     fast = jit(program)
     for _ in range(2):
         assert_bits(fast(*inputs), program(*inputs))

@@ -293,3 +293,19 @@ def test_a_robot_does_not_know_how_many_begin_beside_it():
         state, few = batched.step(env.params, state, action)
     assert few is not None
     assert_same(state, tree.index(many, slice(0, 3)))
+
+
+def test_one_result_for_two_choices_is_written_for_one_only():
+    """Where the first choice needs no row it returns what the second one is given, which may not be written into."""
+
+    def fn(m, n, x):
+        y = x * 2 + 1
+        double = lambda x: x * 100  # noqa: E731
+        return masked.where(m, double, (x,), y), masked.where(n, double, (x,), y)
+
+    x = torch.arange(12.0).reshape(4, 3)
+    none, some = torch.zeros(4, dtype=torch.bool), torch.tensor([True, False, True, False])
+    for m, n in ((none, some), (some, none), (some, ~some), (none, none)):
+        first, second = jit(torch.func.vmap(fn))(m, n, x)
+        for mask, ours in ((m, first), (n, second)):
+            assert torch.equal(ours, torch.where(mask.unsqueeze(1), x * 100, x * 2 + 1))

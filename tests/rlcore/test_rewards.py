@@ -47,8 +47,8 @@ def test_weights_come_from_the_parameters(env):
 
 def test_no_terms_are_no_reward(env):
     state, _ = env.reset(env.params, random.key(0))
-    reward, terms = weighted_terms([], env.params, state, torch.zeros(1), state, CONTROL_DT)
-    assert float(reward) == 0.0 and reward.shape == () and terms == {}
+    reward, terms, raw = weighted_terms([], env.params, state, torch.zeros(1), state, CONTROL_DT)
+    assert float(reward) == 0.0 and reward.shape == () and terms == {} and raw.shape == (0,)
 
 
 def test_slope_of_the_reward_by_the_action(env):

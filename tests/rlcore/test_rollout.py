@@ -7,7 +7,7 @@ from rlcore import random, tree
 from rlcore.distributions import gaussian_sample
 from rlcore.env import auto_reset, batch, observation_history, scale_actions
 from rlcore.errors import InputError
-from rlcore.rollout import evaluate, unroll
+from rlcore.rollout import count_episodes, episode_metrics, evaluate, no_episodes, unroll
 from tasks.cartpole import make_cartpole
 
 STEPS, NUM = 30, 3
@@ -161,3 +161,24 @@ def test_mistakes_are_refused(env):
         evaluate(make_cartpole(1), nothing, random.key(0), 0)
     with pytest.raises(InputError, match="time limit and no automatic reset"):
         evaluate(env, nothing, random.key(0), 1)
+
+
+def test_terms_are_averaged_over_the_length_that_an_episode_had(env, arguments):
+    actor, params, *rest = arguments
+    params = tree.replace(params, weights={**params.weights, "effort": torch.tensor(0.0).double()})
+    _, _, trajectory = unroll(batch(env), act)(actor, params, *rest)
+    transition = trajectory.transition
+    got = episode_metrics(count_episodes(no_episodes(env.spec), transition), env.spec)
+    means = []
+    for i in range(NUM):
+        ends = [t for t in range(STEPS) if transition.terminated[t, i] | transition.truncated[t, i]]
+        for begin, end in zip([0, *(t + 1 for t in ends)], ends, strict=False):
+            action = trajectory.action[begin : end + 1, i, 0].clamp(-1, 1).double()
+            means.append(float(action.square().mean()))
+    assert len(means) >= NUM
+    # The effort is told though it has no weight; being alive is worth 50 per second in episodes of any length.
+    assert float(got["episode_reward_raw/effort"]) == pytest.approx(sum(means) / len(means), rel=1e-6)
+    assert float(got["episode_reward/effort"]) == 0.0
+    assert float(got["episode_reward/alive"]) == pytest.approx(50.0, rel=1e-9)
+    assert float(got["episode_reward_raw/alive"]) == pytest.approx(1.0, rel=1e-9)
+    assert len(transition.metrics["episode_length"].unique()) > 3

@@ -123,3 +123,29 @@ def test_gradients_are_finite_at_the_identity():
         jacrev(rotations.from_rotation_vector)(torch.tensor([s, 0.0, 0.0]).double()) for s in (0.99e-4, 1.01e-4)
     )
     torch.testing.assert_close(below, above, rtol=0, atol=2e-6)
+
+
+def test_heading_is_a_unit_vector_with_finite_slope():
+    quaternion = random.normal(random.key(3), (64, 4), dtype=torch.float64)
+    quaternion = quaternion / quaternion.norm(dim=1, keepdim=True)
+    ahead = rotations.heading(quaternion)
+    angle = rotations.yaw(quaternion)
+    torch.testing.assert_close(ahead, torch.stack([torch.cos(angle), torch.sin(angle)], dim=1), rtol=0, atol=1e-12)
+    # Nose down, nose up, upright and upside down.
+    half = math.sqrt(0.5)
+    for q in ([half, 0, half, 0], [half, 0, -half, 0], [1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 0]):
+        value = torch.tensor(q, dtype=torch.float64)
+        slope = torch.func.jacrev(rotations.heading)(value)
+        assert torch.isfinite(slope).all(), q
+        assert float(rotations.heading(value).norm()) == pytest.approx(1.0, abs=1e-12)
+
+
+def test_a_heading_frame_turns_about_the_vertical_only():
+    quaternion = rotations.multiply(
+        rotations.from_yaw(torch.tensor(math.pi / 2).double()),
+        rotations.from_rotation_vector(torch.tensor([0.5, 0.3, 0.0]).double()),
+    )
+    straight = rotations.from_yaw(rotations.yaw(quaternion))
+    v = torch.tensor([1.0, -2.0, 3.0]).double()
+    expected = rotations.rotate_inverse(straight, v)
+    torch.testing.assert_close(rotations.to_heading(rotations.heading(quaternion), v), expected, rtol=0, atol=1e-12)

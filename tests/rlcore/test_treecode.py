@@ -76,3 +76,11 @@ def test_no_code_for_leaves_and_nodes_that_it_does_not_know():
     assert flattener(structure, leaves) is None
     again = unflattener(structure)(leaves)
     assert tree_flatten(again)[1] == tree_flatten(tree_unflatten(leaves, structure))[1]
+
+
+def test_keys_of_any_kind():
+    tree = {torch.float32: torch.ones(2), float("inf"): torch.zeros(2), ("a", 1): torch.ones(1)}
+    leaves, structure = tree_flatten(tree)
+    flatten = flattener(structure, leaves)
+    assert flatten is not None and len(flatten(tree) or []) == 3
+    assert unflattener(structure)(leaves).keys() == tree.keys()

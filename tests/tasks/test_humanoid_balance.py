@@ -11,7 +11,7 @@ from rlcore import random, tree
 from rlcore.env import auto_reset, batch
 from rlcore.physics.engine import drain_faults
 from rlcore.physics.mujoco import load_model
-from tasks.humanoid import balance
+from tasks.humanoid import balance, body
 from tasks.humanoid.balance import make_humanoid_balance
 
 NUM = 64
@@ -29,7 +29,7 @@ def begin(env):
 
 @pytest.fixture(scope="module")
 def model():
-    return load_model(balance.MODEL)
+    return load_model(body.MODEL)
 
 
 def parts(env, obs, group):

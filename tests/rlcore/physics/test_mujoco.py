@@ -130,6 +130,89 @@ def test_forward_equals_mj_forward(engine):
         np.testing.assert_array_equal(ours.sensordata[i].numpy(), expected)
 
 
+# --- Fields of mjData beside the sensors --------------------------------------------------------------------
+
+EXTRA = ("subtree_com", "cvel", "qfrc_actuator", "cfrc_ext")
+
+
+@pytest.fixture(scope="module", params=["implicitfast", "RK4"])
+def extended(request):
+    """An engine that shows further fields, and its source. RK4 leaves those of a stage between two steps."""
+    source = MODEL.replace('integrator="implicitfast"', f'integrator="{request.param}"')
+    return MujocoEngine(mujoco.MjModel.from_xml_string(source), 2, extra=EXTRA), source
+
+
+def shown(data):
+    """What the engine is to show: the sensors, then the fields as plain MuJoCo leaves them."""
+    mujoco.mj_rnePostConstraint(data.model, data)
+    return np.concatenate([data.sensordata, *(getattr(data, name).ravel() for name in EXTRA)])
+
+
+def test_extra_fields_are_those_of_mj_step(extended):
+    engine, source = extended
+    states, params = some_states(engine, 4), some_params(engine, 4)
+    datas = [data_at(model_with(source, row(params, i)), index(states, i)) for i in range(4)]
+    touched = 0
+    for ctrl in noise(10, 4, 2):
+        states = vmap(lambda p, s, c: engine.step(p, s, c, substeps=3))(params, states, ctrl)
+        for i, data in enumerate(datas):
+            data.ctrl[:] = ctrl[i].numpy()
+            mujoco.mj_step(data.model, data, 3)
+            np.testing.assert_array_equal(states.sensordata[i].numpy(), shown(data))
+            np.testing.assert_array_equal(states.qpos[i].numpy(), data.qpos)
+            touched += data.cfrc_ext.any()
+    assert touched > 5
+    # By name, in a place of their own after the sensors.
+    assert engine.model.sensor("gyro") == slice(3, 6)
+    assert torch.equal(states.sensordata[0, engine.model.sensor("cvel")], torch.from_numpy(datas[0].cvel.ravel()))
+    assert engine.model.sensor("cfrc_ext").stop == engine.model.nsensor == states.sensordata.shape[1]
+
+
+def test_extra_fields_after_forward_and_in_a_loop(extended):
+    engine, source = extended
+    states, mask = some_states(engine, 5), torch.tensor([True, False, True, True, False])
+    states = replace(states, sensordata=noise(5, engine.model.nsensor))
+    ours = vmap(lambda s, m: engine.forward({}, s, m))(states, mask)
+    for i in range(5):
+        data = data_at(model_with(source, {}), index(states, i))
+        mujoco.mj_forward(data.model, data)
+        expected = shown(data) if mask[i] else states.sensordata[i].numpy()
+        np.testing.assert_array_equal(ours.sensordata[i].numpy(), expected)
+    ctrl = noise(5, 2)
+    together = vmap(lambda s, c: engine.step({}, s, c, substeps=2))(ours, ctrl)
+    for i in range(5):
+        assert_same(index(together, i), engine.step({}, index(ours, i), ctrl[i], substeps=2))
+
+
+def test_extra_fields_have_derivatives():
+    engine = MujocoEngine(mujoco.MjModel.from_xml_string(MODEL), 1, extra=("subtree_com",))
+    state, place = index(some_states(engine, 2), 1), engine.model.sensor("subtree_com")
+
+    def height(qpos):
+        """Of the centre of mass, one substep old: it rises with the root, whatever else happens."""
+        return engine.step({}, replace(state, qpos=qpos), noise(2), substeps=2).sensordata[place][2]
+
+    assert float(grad(height)(state.qpos)[2]) == pytest.approx(1.0, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (["cinrt"], "extra field 'cinrt' cannot be read .* near it are: cinert"),
+        (["efc_force"], "extra field 'efc_force' cannot be read"),
+        (["cvel", "cvel"], "'cvel' is given twice"),
+        (["position"], "extra field 'position' cannot be read"),
+        (["ten_length"], "'ten_length' is empty in this model"),
+    ],
+)
+def test_extra_fields_that_cannot_be_read(extra, message):
+    with pytest.raises(InputError, match=message):
+        MujocoEngine(mujoco.MjModel.from_xml_string(MODEL), extra=extra)
+    named = MODEL.replace('name="gyro"', 'name="cvel"')
+    with pytest.raises(InputError, match="the model has a sensor of that name"):
+        MujocoEngine(mujoco.MjModel.from_xml_string(named), extra=["cvel"])
+
+
 # --- Derivatives of the humanoid --------------------------------------------------------------------------
 
 

@@ -1,0 +1,55 @@
+"""Train the humanoid to walk where it is told with PPO."""
+
+from dataclasses import dataclass, field
+
+from algos.ppo import PPOConfig, make_ppo
+from experiments.cli import run
+from experiments.recording import filmed, recorded_faults
+from rlcore.env import auto_reset
+from rlcore.experiment import Experiment, TrainingConfig
+from tasks.humanoid.symmetry import velocity_symmetry
+from tasks.humanoid.velocity import STAGES, make_humanoid_velocity
+
+
+@dataclass(frozen=True)
+class Config:
+    """Learn to follow velocity commands: stand, walk forward, turn and vary speed, while being pushed."""
+
+    seed: int = 0
+    """Seed of every random number of the run."""
+    num_threads: int = 0
+    """Physics threads; 0 takes every CPU. The result does not depend on it."""
+    push_speed: float = 0.5
+    """Largest change of the pelvis's velocity by a push in the last stage, m/s."""
+    push_interval: float = 4.0
+    """Mean time between pushes, s."""
+    episode_seconds: float = 20.0
+    """Length of an episode."""
+    curriculum: bool = True
+    """Begin each robot with balancing and raise it stage by stage; otherwise all commands from the start."""
+    ppo: PPOConfig = field(
+        default_factory=lambda: PPOConfig(
+            num_envs=512,
+            num_steps=16,
+            learning_rate=1e-3,
+            kl_target=0.03,
+            initial_std=0.4,
+            policy_average=0.97,
+            policy_layers=(128, 128),
+            value_layers=(128, 128),
+        )
+    )
+    training: TrainingConfig = field(default_factory=lambda: TrainingConfig(iterations=1800))
+
+
+def build(config: Config) -> Experiment:
+    """The environment and the learner that a configuration describes."""
+    settings = (config.num_threads, config.episode_seconds, config.push_interval, config.push_speed)
+    env = make_humanoid_velocity(*settings, stages=STAGES if config.curriculum else ())
+    algorithm = make_ppo(auto_reset(env), config.ppo, symmetry=velocity_symmetry(env))
+    whole = make_humanoid_velocity(*settings, stages=())
+    return Experiment(env, whole, algorithm, filmed(whole, algorithm), recorded_faults)
+
+
+if __name__ == "__main__":
+    run(Config, build)

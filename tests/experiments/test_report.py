@@ -1,0 +1,72 @@
+"""The report of a walking policy: a page that stands alone, figures beside it, and mistakes told before any work."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from experiments.report import Config
+from rlcore.errors import InputError
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = [
+    *("--ppo.num-envs", "4", "--ppo.num-steps", "2", "--ppo.num-minibatches", "1", "--ppo.num-epochs", "1"),
+    *("--ppo.policy-layers", "8", "--ppo.value-layers", "8", "--num-threads", "1", "--training.iterations", "1"),
+    "--training.no-video",
+]
+
+
+def program(name, *arguments):
+    return subprocess.run(
+        [sys.executable, "-m", f"experiments.{name}", *map(str, arguments)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory):
+    path = tmp_path_factory.mktemp("runs") / "velocity"
+    done = program("ppo_humanoid_velocity", *TINY, "--training.run-dir", path)
+    assert done.returncode == 0, done.stderr
+    return path
+
+
+def test_a_page_that_stands_alone_and_its_figures(run_dir, tmp_path):
+    few = ["--episodes", 2, "--seconds", 0.3, "--worlds", 2, "--vx", 0, 1, "--yaw-rate", -0.5, 0.5]
+    done = program("report", run_dir, *few, "--push-speeds", 0, 1, "--output-dir", tmp_path)
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "report.html").read_text()
+    assert page.count('src="data:image/png;base64,') >= 3 and "http" not in page
+    for heading in ("Commands", "Pushes", "Feet", "Torques", "Other physics"):
+        assert heading in page
+    figures = json.loads((tmp_path / "report.json").read_text())
+    grid = figures["commands"]
+    assert [len(grid[name]) for name in ("survival", "velocity_error")] == [2, 2]
+    # Robots that hardly learned stand still for a third of a second: one told to walk is off by its command.
+    slow, fast = (sum(row) / 2 for row in grid["velocity_error"])
+    assert slow < 0.5 < fast < 1.5
+    assert len(figures["gait"]["joints"]) == len(figures["gait"]["torque_mean"]) == 21
+    assert set(figures["worlds"]) == {"nominal", "unseen"} and len(figures["worlds"]["unseen"]["each"]) == 2
+    assert "written to" in done.stdout
+
+
+def test_a_run_without_commands_is_refused(tmp_path):
+    path = tmp_path / "cartpole"
+    assert program("ppo_cartpole", *TINY, "--training.run-dir", path).returncode == 0
+    done = program("report", path)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "follows no velocity commands" in done.stderr and not (path / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("episodes", 0), ("worlds", 0), ("seconds", 0.0), ("vx", ()), ("push_speeds", (-1.0,)), ("seed", -1)],
+)
+def test_settings_that_cannot_work_are_refused(name, value):
+    with pytest.raises(InputError, match=name):
+        Config(Path("run"), **{name: value})

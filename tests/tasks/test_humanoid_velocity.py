@@ -1,0 +1,104 @@
+"""Velocity: what is seen and commanded, how episodes end, and that the curriculum changes what it says."""
+
+import pytest
+import torch
+
+from rlcore import random, symmetry, tree
+from rlcore.commands import fixed_command
+from rlcore.curriculum import at_level
+from rlcore.env import auto_reset, batch
+from rlcore.physics.engine import drain_faults
+from tasks.humanoid.symmetry import velocity_symmetry
+from tasks.humanoid.velocity import COMMANDS, STAGES, make_humanoid_velocity
+
+NUM = 16
+
+
+@pytest.fixture(scope="module")
+def env():
+    return make_humanoid_velocity(1)
+
+
+@pytest.fixture(scope="module")
+def whole():
+    """Without a curriculum, as it is evaluated."""
+    return make_humanoid_velocity(1, stages=())
+
+
+def part(env, obs, name, group="policy"):
+    names, sizes = zip(*env.spec.parts(group), strict=True)
+    return dict(zip(names, torch.split(obs[group], list(sizes), dim=-1), strict=True))[name]
+
+
+def test_the_policy_sees_its_command_and_nothing_that_only_a_simulation_knows(env):
+    policy = dict(env.spec.parts("policy"))
+    assert policy.keys().isdisjoint({"linear_velocity", "height", "foot_contact", "foot_height"})
+    assert (policy["command"], policy["gait"], policy["joint_position"]) == (3, 2, env.spec.model.nu)
+    params = fixed_command(make_humanoid_velocity(1, stages=()).params, 0.7, -0.2, 0.4)
+    state, obs = make_humanoid_velocity(1, stages=()).reset(params, random.key(0))
+    wanted = torch.tensor([0.7, -0.2, 0.4])
+    torch.testing.assert_close(part(env, obs, "command"), wanted)
+    torch.testing.assert_close(state.memory["command"]["velocity"].float(), wanted)
+    # The clock begins at 0: sine 0 and cosine 1.
+    torch.testing.assert_close(part(env, obs, "gait"), torch.tensor([0.0, 1.0]))
+
+
+def test_both_forms_show_the_same_groups(env, whole):
+    assert env.spec.observations == whole.spec.observations and env.spec.terms == whole.spec.terms
+
+
+@pytest.mark.parametrize("level", range(len(STAGES)))
+def test_a_stage_draws_from_its_own_ranges(env, level):
+    params = at_level(env.params, level)
+    state, _ = batch(env).reset(params, random.split(random.key(level), 200))
+    assert state.memory["curriculum"]["stage"].tolist() == [level] * 200
+    velocity = state.memory["command"]["velocity"]
+    ranges = [STAGES[level].values.get(f"command_{n}", getattr(COMMANDS, n)) for n in ("vx", "vy", "yaw_rate")]
+    for i, (low, high) in enumerate(ranges):
+        values = velocity[:, i]
+        assert bool(((values >= low) & (values <= high) | (values == 0)).all())
+        # Two hundred draws come near both ends of a range.
+        assert float(values.max() - values.min()) >= 0.9 * (high - low)
+
+
+def test_who_stands_as_told_is_promoted(env):
+    """Robots held upright by no gravity and no action score near 1 in the first stage, which commands them to stand."""
+    limited = make_humanoid_velocity(1, seconds=0.4)
+    many = batch(auto_reset(limited))
+    params = tree.replace(limited.params, physics={"opt.gravity": torch.zeros(3).double()})
+    state, _ = many.reset(params, random.split(random.key(0), NUM))
+    assert state.memory["curriculum"]["level"].tolist() == [0] * NUM
+    for _ in range(20):
+        state, transition = many.step(params, state, torch.zeros(NUM, env.spec.action_size))
+    assert bool(transition.truncated.all())
+    assert int((state.memory["curriculum"]["level"] == 1).sum()) > NUM / 2
+    assert float(transition.metrics["curriculum_level"].max()) == 0  # of the episode that ended
+
+
+def test_random_actions_make_no_faults_and_falls_are_told_by_their_rule(env):
+    drain_faults()
+    many = batch(auto_reset(env))
+    state, _ = many.reset(env.params, random.split(random.key(1), NUM))
+    low, high = env.spec.action_low[0], env.spec.action_high[0]
+    fallen = 0
+    for action in random.uniform(random.key(2), (80, NUM, env.spec.action_size), low, high):
+        state, transition = many.step(env.params, state, action)
+        for name, leaf in tree.named_leaves(transition):
+            assert torch.isfinite(leaf).all(), name
+        ended = (transition.metrics["ended/low"] + transition.metrics["ended/tilted"]) > 0
+        assert torch.equal(ended, transition.terminated)
+        fallen += int(ended.sum())
+        # A fall costs the weight of termination times the control interval.
+        penalty = transition.terms["termination"]
+        assert torch.equal(penalty, torch.where(ended, 0.02 * env.params.weights["termination"], 0.0))
+    assert fallen > NUM and not drain_faults()
+
+
+def test_observations_and_commands_have_a_mirror_image(whole):
+    maps = velocity_symmetry(whole)
+    state, obs = whole.reset(fixed_command(whole.params, 0.5, 0.2, 0.3), random.key(3))
+    for group, mirror in maps.observations.items():
+        image = symmetry.apply(mirror, obs[group])
+        assert torch.equal(symmetry.apply(mirror, image), obs[group])
+        torch.testing.assert_close(part(whole, {group: image}, "command", group), torch.tensor([0.5, -0.2, -0.3]))
+    assert state.steps == 0
