@@ -91,6 +91,27 @@ def test_python_blocks_run(tmp_path: Path) -> None:
         assert result.returncode == 0, f"{where}: exit code {result.returncode}\n{result.stderr}"
 
 
+def test_your_own_robot_is_trained(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "your_own_robot.md").read_text()
+    files = re.findall(r"^```python file=(\S+)\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
+    assert [name for name, _ in files] == ["make_model.py", "walk.py"]
+    for name, source in files:
+        (tmp_path / name).write_text(source)
+    few = "--ppo.num-envs 8 --ppo.num-steps 4 --training.iterations 2 --training.no-video --training.run-dir run"
+    for command in (["make_model.py"], ["walk.py", *few.split()]):
+        result = subprocess.run(
+            [sys.executable, *command],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=False,
+        )
+        assert result.returncode == 0, f"{command[0]}: exit code {result.returncode}\n{result.stderr}"
+    assert "2 of 2 iterations" in result.stdout and (tmp_path / "run" / "config.json").is_file()
+
+
 @pytest.mark.parametrize("path", documents(), ids=lambda path: str(path.relative_to(ROOT)))
 def test_links_lead_to_files(path: Path) -> None:
     missing = []
