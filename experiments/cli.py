@@ -177,7 +177,7 @@ def _resume_argument(argv: Sequence[str]) -> Path | None:
 
 
 def _parse(config_class: type, argv: Sequence[str], saved: Any, command: str) -> Any:
-    """Parse with tyro. Its report of a mistake is kept, but for InputError, which is a line of ours."""
+    """Parse with tyro. What it reports of a mistake in a box is told in one line, as are our own InputErrors."""
     complaints = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaints):
@@ -190,8 +190,25 @@ def _parse(config_class: type, argv: Sequence[str], saved: Any, command: str) ->
             if isinstance(cause, InputError):
                 raise cause from None
             cause = cause.__cause__ or cause.__context__
+        if stop.code and (complaint := _in_one_line(complaints.getvalue())):
+            raise InputError(f"{complaint} ({command} --help)") from None
         sys.stderr.write(complaints.getvalue())
         raise
+
+
+def _in_one_line(box: str) -> str:
+    """What stands in a box of tyro's, its parts with semicolons between; "" if there is no box."""
+    parts: list[list[str]] = [[]]
+    for line in box.splitlines():
+        text = line.strip().strip("│").strip()
+        if not line.strip().startswith("│"):
+            continue
+        if text and not text.strip("─"):
+            parts.append([])
+        elif text:
+            parts[-1].append(text)
+    told = (" ".join(part) for part in parts)
+    return "; ".join(part for part in told if part and not part.startswith("For full helptext"))
 
 
 def _refuse_changes(saved: Mapping[str, Any], given: Mapping[str, Any], prefix: str = "") -> None:

@@ -66,6 +66,7 @@ def test_unknown_fields_and_wrong_types_are_named(command, tmp_path, arguments, 
     code, _, err = command(*arguments)
     assert code == 2
     assert message in err
+    assert err.startswith("error: ") and err.count("\n") == 1 and "│" not in err
     assert list(tmp_path.iterdir()) == []
 
 
