@@ -196,19 +196,24 @@ def _parse(config_class: type, argv: Sequence[str], saved: Any, command: str) ->
         raise
 
 
-def _in_one_line(box: str) -> str:
-    """What stands in a box of tyro's, its parts with semicolons between; "" if there is no box."""
+def _in_one_line(report: str) -> str:
+    """What tyro reports under a title, its parts with semicolons between.
+
+    It draws a box with rules between the parts, or only the rules where a box cannot be shown.
+    """
     parts: list[list[str]] = [[]]
-    for line in box.splitlines():
+    for line in report.splitlines():
         text = line.strip().strip("│").strip()
-        if not line.strip().startswith("│"):
-            continue
-        if text and not text.strip("─"):
+        if text.startswith(("╭", "╰")):
+            parts.append([])
+        elif text and not text.strip("─-"):
             parts.append([])
         elif text:
             parts[-1].append(text)
-    told = (" ".join(part) for part in parts)
-    return "; ".join(part for part in told if part and not part.startswith("For full helptext"))
+    told = [" ".join(part) for part in parts if part]
+    if "╭" not in report:
+        told = told[1:]  # without the title
+    return "; ".join(part for part in told if not part.startswith("For full helptext"))
 
 
 def _refuse_changes(saved: Mapping[str, Any], given: Mapping[str, Any], prefix: str = "") -> None:
