@@ -204,9 +204,7 @@ def _in_one_line(report: str) -> str:
     parts: list[list[str]] = [[]]
     for line in report.splitlines():
         text = line.strip().strip("│").strip()
-        if text.startswith(("╭", "╰")):
-            parts.append([])
-        elif text and not text.strip("─-"):
+        if text.startswith(("╭", "╰")) or (text and not text.strip("─-")):
             parts.append([])
         elif text:
             parts[-1].append(text)
