@@ -26,13 +26,14 @@ class Config:
     episode_seconds: float = 20.0
     """Length of an episode."""
     curriculum: bool = True
-    """Begin each robot with balancing and raise it stage by stage; otherwise all commands from the start."""
+    """Begin each robot with walking ahead and raise it stage by stage; otherwise all commands from the start."""
     ppo: PPOConfig = field(
         default_factory=lambda: PPOConfig(
             num_envs=512,
             num_steps=16,
             learning_rate=1e-3,
             kl_target=0.03,
+            entropy_coefficient=0.002,
             initial_std=0.4,
             policy_average=0.97,
             policy_layers=(128, 128),

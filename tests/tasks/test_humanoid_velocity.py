@@ -62,10 +62,12 @@ def test_a_stage_draws_from_its_own_ranges(env, level):
 
 
 def test_who_stands_as_told_is_promoted(env):
-    """Robots held upright by no gravity and no action score near 1 in the first stage, which commands them to stand."""
+    """Robots held upright by no gravity and no action score near 1 where every stage commands them to stand."""
     limited = make_humanoid_velocity(1, seconds=0.4)
     many = batch(auto_reset(limited))
-    params = tree.replace(limited.params, physics={"opt.gravity": torch.zeros(3).double()})
+    table = "curriculum/values/command_vx"
+    values = {**limited.params.values, table: torch.zeros_like(limited.params.values[table])}
+    params = tree.replace(limited.params, physics={"opt.gravity": torch.zeros(3).double()}, values=values)
     state, _ = many.reset(params, random.split(random.key(0), NUM))
     assert state.memory["curriculum"]["level"].tolist() == [0] * NUM
     for _ in range(20):
