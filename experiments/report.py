@@ -80,6 +80,32 @@ class Subject:
                 f"{config.run_dir} is a run of {self.env.spec.name}, which follows no velocity commands: measure it "
                 "with experiments.evaluate"
             )
+        self._check_measurable()
+
+    def _check_measurable(self) -> None:
+        """Raise InputError for a task that lacks what the report is made of."""
+        import torch
+
+        from rlcore import random
+
+        env = self.env
+        state, _ = env.reset(env.params, random.key(0))
+        _, transition = env.step(env.params, state, torch.zeros(env.spec.action_size))
+        needs = {
+            "metric 'velocity_error'": "velocity_error" in transition.metrics,
+            "metric 'yaw_rate_error'": "yaw_rate_error" in transition.metrics,
+            "memory 'feet' (locomotion.feet_memory)": "feet" in state.memory,
+            "params.values['push_speed'] (random_pushes)": "push_speed" in env.params.values,
+        }
+        missing = [name for name, there in needs.items() if not there]
+        if missing:
+            raise InputError(f"the report of {env.spec.name} needs of its task: {', '.join(missing)}")
+
+    def feet(self) -> list[str]:
+        """The feet by the names of their sensors, in the model's order."""
+        sensors = self.env.spec.model.sensors
+        names = [name.removesuffix("_contact") for name in sensors if name.endswith("_contact")]
+        return [name.replace("_", " ") for name in names if f"{name}_velocity" in sensors]
 
     def repeated(self, params: list[Any]) -> Any:
         """Parameters `[B, ...]` of as many robots for each of these as there are episodes."""
@@ -353,7 +379,7 @@ def main(config: Config) -> None:
                 "episodes": config.episodes,
                 "seconds": config.seconds,
                 "seed": config.seed,
-                "feet": ["left foot", "right foot"],
+                "feet": subject.feet(),
                 "commands": commands(subject, tell),
                 "pushes": pushes(subject, tell),
                 "gait": gait(subject, tell),
