@@ -7,10 +7,9 @@ and its own last action. The value function also sees what only a simulation kno
 import torch
 from torch import Tensor
 
-from rlcore import rotations
 from rlcore.env import Env, EnvState, Params, make_env, random_pushes, time_limit
 from rlcore.physics.engine import PhysicsState
-from rlcore.rewards import Term, action_rate, alive, exponential
+from rlcore.rewards import Term, action_rate, alive, exponential, locomotion
 from tasks.humanoid.body import FALLEN_HEIGHT, STANDING_HEIGHT, make_humanoid
 
 FALLEN_TILT = -0.7  # vertical component of gravity in the body frame: about 45 degrees from upright
@@ -28,50 +27,43 @@ def make_humanoid_balance(
       push_speed: largest change of the pelvis's horizontal velocity by a push, m/s.
     """
     engine, robot, action_bounds, control, initial = make_humanoid(num_threads)
-    model, pose, joint_qpos, joint_qvel = engine.model, robot.pose, robot.joint_qpos, robot.joint_qvel
-    velocimeter = model.sensor("imu_linear_velocity")
-    contacts = [model.sensor("left_foot_contact"), model.sensor("right_foot_contact")]
-    first, last = model.sensor("waist_yaw_torque").start, model.sensor("right_ankle_roll_torque").stop
+    velocimeter = engine.model.sensor("imu_linear_velocity")
 
     def observe(params: Params, state: EnvState) -> dict[str, dict[str, Tensor]]:
         physics = state.physics
         policy = {
-            "angular_velocity": physics.qvel[3:6],
-            "gravity": rotations.projected_gravity(physics.qpos[3:7]),
-            "joint_position": physics.qpos[joint_qpos] - pose,
-            "joint_velocity": physics.qvel[joint_qvel],
+            "angular_velocity": robot.angular_velocity(physics),
+            "gravity": robot.gravity(physics),
+            "joint_position": robot.joint_position(physics) - robot.pose,
+            "joint_velocity": robot.joint_velocity(physics),
             "last_action": state.memory["last_action"],
         }
         privileged = {
             "linear_velocity": physics.sensordata[velocimeter],
-            "height": physics.qpos[2:3],
-            "foot_contact": torch.cat([physics.sensordata[s] for s in contacts]),
+            "height": robot.height(physics).unsqueeze(0),
+            "foot_contact": robot.foot_contact(physics),
         }
         return {"policy": policy, "critic": {**policy, **privileged}}
 
     def terminate(params: Params, physics: PhysicsState) -> Tensor:
-        return (physics.qpos[2] < FALLEN_HEIGHT) | (rotations.projected_gravity(physics.qpos[3:7])[2] > FALLEN_TILT)
-
-    def torque(params: Params, before: EnvState, action: Tensor, after: EnvState) -> Tensor:
-        """`||tau||^2`, (Nm)^2."""
-        return after.physics.sensordata[first:last].square().sum()
+        return (robot.height(physics) < FALLEN_HEIGHT) | (robot.gravity(physics)[2] > FALLEN_TILT)
 
     def joint_speed(params: Params, before: EnvState, action: Tensor, after: EnvState) -> Tensor:
         """`||qd||^2`, (rad/s)^2."""
-        return after.physics.qvel[joint_qvel].square().sum()
+        return robot.joint_velocity(after.physics).square().sum()
 
     def metrics(params: Params, before: EnvState, action: Tensor, after: EnvState) -> dict[str, Tensor]:
-        torques = after.physics.sensordata[first:last]
+        torques = robot.joint_torque(after.physics)
         return {
             "torque": torques.abs().mean(),
-            "power": (torques * after.physics.qvel[joint_qvel]).abs().sum(),
-            "height": after.physics.qpos[2],
+            "power": (torques * robot.joint_velocity(after.physics)).abs().sum(),
+            "height": robot.height(after.physics),
             "speed": torch.sqrt(after.physics.qvel[:2].square().sum()),
         }
 
     def posture(params: Params, before: EnvState, action: Tensor, after: EnvState) -> Tensor:
         """`exp(-mean((q - q0)^2) / 0.3^2)`: near the standing pose."""
-        return exponential((after.physics.qpos[joint_qpos] - pose).square().mean(), 0.3)
+        return exponential((robot.joint_position(after.physics) - robot.pose).square().mean(), 0.3)
 
     env = make_env(
         engine,
@@ -85,27 +77,16 @@ def make_humanoid_balance(
         metrics=metrics,
         terms=[
             Term("alive", 1.0, alive),
-            Term("upright", 1.0, upright),
-            Term("height", 0.5, height),
+            Term("upright", 1.0, locomotion.upright(robot, 0.3)),
+            Term("height", 0.5, locomotion.keep_height(robot, STANDING_HEIGHT, 0.1)),
             Term("stillness", 1.0, stillness),
             Term("posture", 0.5, posture),
             Term("action_rate", -0.02, action_rate),
-            Term("torque", -1e-5, torque),
+            Term("torque", -1e-5, locomotion.torque(robot)),
             Term("joint_speed", -1e-3, joint_speed),
         ],
     )
     return time_limit(random_pushes(env, push_interval, push_speed), seconds)
-
-
-def upright(params: Params, before: EnvState, action: Tensor, after: EnvState) -> Tensor:
-    """`exp(-(g_x^2 + g_y^2) / 0.3^2)`, with g the unit vector of gravity in the pelvis's frame."""
-    gravity = rotations.projected_gravity(after.physics.qpos[3:7])
-    return exponential(gravity[:2].square().sum(), 0.3)
-
-
-def height(params: Params, before: EnvState, action: Tensor, after: EnvState) -> Tensor:
-    """`exp(-(z - z0)^2 / 0.1^2)`: the pelvis at its standing height (m)."""
-    return exponential((after.physics.qpos[2] - STANDING_HEIGHT).square(), 0.1)
 
 
 def stillness(params: Params, before: EnvState, action: Tensor, after: EnvState) -> Tensor:
