@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import wrap
 from typing import Any, Literal, NamedTuple
 
 from benchmarks.report import RESULTS, header, machine_line, made, write_json
@@ -224,7 +225,7 @@ def plot(figures: Mapping[str, Any], path: Path) -> None:
     for axes in (above, below):
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-    above.set_title(f"{figures['task']}, {figures['policy']}", fontsize=11, loc="left")
+    above.set_title("\n".join(wrap(f"{figures['task']}, {figures['policy']}", 80)), fontsize=10, loc="left")
     figure.suptitle(machine_line(figures["machine"]), fontsize=8, color="0.4")
     figure.savefig(path, format="png")
 
