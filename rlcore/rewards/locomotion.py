@@ -398,10 +398,7 @@ def gait_contact(
     Raises:
       InputError: unless there is an offset in [0, 1) for each foot, and 0 < stance < 1.
     """
-    if len(offsets) != len(robot.feet) or not all(0 <= offset < 1 for offset in offsets):
-        raise InputError(f"offsets must be a number in [0, 1) for each of {len(robot.feet)} feet, got {offsets}")
-    if not 0 < stance < 1:
-        raise InputError(f"stance must be a share of the period between 0 and 1, got {stance}")
+    _check_gait(robot, offsets, stance)
     _not_negative("still", still)
     shift = torch.tensor(offsets, dtype=torch.float64)
 
@@ -410,6 +407,70 @@ def gait_contact(
         stands = torch.where(phase >= 1, phase - 1, phase) < stance
         agree = (stands == _remembered(after, "feet")["contact"]).to(phase.dtype)
         return _while_moving(before, still, _total(agree))
+
+    return fn
+
+
+def track_feet(
+    robot: Robot,
+    home: Tensor,
+    period: float,
+    *,
+    offsets: tuple[float, ...] = (0.0, 0.5),
+    stance: float = 0.55,
+    lift: float = 0.1,
+    scale: float = 0.15,
+    vertical: float = 4.0,
+    still: float = 0.1,
+) -> TermFn:
+    """`mean_feet exp(-(||p_xy - r_xy||^2 + vertical (p_z - r_z)^2) / scale^2)`: feet on the path of an even walk, m.
+
+    The path of foot i, in the heading frame and in the phase of `gait_memory` plus its offset: while it stands it goes
+    back evenly by the way that the commanded body makes in a stance, `(v + w x home_i) stance period`, half of it in
+    front of `home_i` and half behind; while it swings it returns, slow at both ends, and its height goes up to `lift`
+    and back as a squared sine. Where the command's norm is below `still` the feet are to stand at home.
+
+    Source: Raibert 1986, "Legged robots that balance" (where feet land: half a stance's way ahead); as a reward,
+    Margolis and Agrawal 2022, "Walk these ways".
+
+    Args:
+      robot: its feet are the ones.
+      home: `[feet, 2]` where the feet stand, seen from the root in the heading frame, m.
+      period: s that a stride of all feet takes, as of `gait_memory`.
+      offsets: phase of each foot, in [0, 1).
+      stance: share of the period that a foot stands.
+      lift: highest point of a swing above the ground, m.
+      scale: error at which a foot gets 0.37, m.
+      vertical: how much more a squared error of height counts.
+      still: commands below this are an order to stand.
+
+    Raises:
+      InputError: for a `home` or `offsets` that do not fit the feet, or a number out of its range.
+    """
+    _check_gait(robot, offsets, stance)
+    if home.shape != (len(robot.feet), 2):
+        raise InputError(f"home must be x and y of each of {len(robot.feet)} feet, got shape {list(home.shape)}")
+    for name, value in (("period", period), ("lift", lift), ("scale", scale)):
+        _positive(name, value)
+    _not_negative("vertical", vertical)
+    _not_negative("still", still)
+    shift = torch.tensor(offsets, dtype=torch.float64)
+    home_x, home_y = home.to(torch.float64).unbind(-1)
+    way = stance * period
+
+    def fn(params: Params, before: EnvState, action: Tensor, after: EnvState) -> Tensor:
+        x, y, z = robot.foot_position_in_heading(after.physics).unbind(-1)
+        ahead, aside, turn = _command(before)
+        phase = _remembered(after, "gait") + shift
+        phase = torch.where(phase >= 1, phase - 1, phase)
+        swing = torch.clamp((phase - stance) / (1 - stance), min=0.0)  # 0 all through the stance
+        # From half a way ahead to half a way behind, and back.
+        along = torch.where(phase < stance, 0.5 - phase / stance, -0.5 * torch.cos(math.pi * swing))
+        rise = _while_moving(before, still, lift * torch.sin(math.pi * swing) ** 2)
+        off_x = x - home_x - along * way * (ahead - turn * home_y)
+        off_y = y - home_y - along * way * (aside + turn * home_x)
+        off_z = z + robot.height(after.physics) - rise
+        return _total(exponential(off_x**2 + off_y**2 + vertical * off_z**2, scale)) / len(robot.feet)
 
     return fn
 
@@ -493,6 +554,13 @@ def self_collision(robot: Robot) -> TermFn:
 
 
 # --- parts --------------------------------------------------------------------------------------------------
+
+
+def _check_gait(robot: Robot, offsets: tuple[float, ...], stance: float) -> None:
+    if len(offsets) != len(robot.feet) or not all(0 <= offset < 1 for offset in offsets):
+        raise InputError(f"offsets must be a number in [0, 1) for each of {len(robot.feet)} feet, got {offsets}")
+    if not 0 < stance < 1:
+        raise InputError(f"stance must be a share of the period between 0 and 1, got {stance}")
 
 
 def _remembered(state: EnvState, name: str) -> Any:

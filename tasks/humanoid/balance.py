@@ -26,7 +26,7 @@ def make_humanoid_balance(
       push_interval: mean time between pushes, s.
       push_speed: largest change of the pelvis's horizontal velocity by a push, m/s.
     """
-    engine, robot, action_bounds, control, initial = make_humanoid(num_threads)
+    engine, robot, action_bounds, control, initial, _ = make_humanoid(num_threads)
     velocimeter = engine.model.sensor("imu_linear_velocity")
 
     def observe(params: Params, state: EnvState) -> dict[str, dict[str, Tensor]]:

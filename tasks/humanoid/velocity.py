@@ -28,7 +28,7 @@ SWING_HEIGHT = 0.08  # m, how far a sole is lifted
 # Walking comes first, at speeds that nobody reaches by standing: robots that were taught to stand before did not begin
 # to walk when they were told to. A tenth of all commands is to stand.
 STAGES = (
-    Stage("walk", {"command_vx": (0.5, 1.0), "command_vy": (0, 0), "command_yaw_rate": (0, 0), "push_speed": 0.3}),
+    Stage("walk", {"command_vx": (0.3, 1.0), "command_vy": (-0.1, 0.1), "command_yaw_rate": (-0.2, 0.2), "push_speed": 0.2}),
     Stage("turn", {"command_vx": (-0.2, 1.2), "command_yaw_rate": (-0.5, 0.5), "push_speed": 0.4}),
     Stage("vary speed", {}),
 )
@@ -60,7 +60,7 @@ def make_humanoid_velocity(
       push_speed: largest change of the pelvis's horizontal velocity by a push, m/s.
       stages: the curriculum; none for the whole range of commands from the beginning on.
     """
-    engine, robot, action_bounds, control, initial = body.make_humanoid(num_threads)
+    engine, robot, action_bounds, control, initial, home = body.make_humanoid(num_threads)
     model, dt = engine.model, 0.02
 
     def observe(params: Params, state: EnvState) -> dict[str, dict[str, Tensor]]:
@@ -118,13 +118,13 @@ def make_humanoid_velocity(
         },
         values=command_values(COMMANDS),
         terms=[
-            Term("track_velocity", 2.0, locomotion.track_planar_velocity(robot, 0.5)),
-            Term("track_yaw_rate", 1.0, locomotion.track_yaw_rate(robot, 0.5)),
+            Term("track_velocity", 3.0, locomotion.track_planar_velocity(robot, 0.5)),
+            Term("track_yaw_rate", 1.5, locomotion.track_yaw_rate(robot, 0.5)),
             Term("alive", 0.5, rewards.alive),
             Term("upright", 1.0, locomotion.upright(robot, 0.3)),
             Term("posture", 1.0, locomotion.keep_posture(robot, POSTURE)),
-            Term("gait", 1.5, locomotion.gait_contact(robot, still=0.1)),
-            Term("swing_height", -20.0, locomotion.swing_height(robot, SWING_HEIGHT)),
+            Term("gait", 0.5, locomotion.gait_contact(robot, still=0.1)),
+            Term("feet", 2.0, locomotion.track_feet(robot, home, STRIDE)),
             Term("foot_slip", -0.2, locomotion.foot_slip(robot)),
             Term("height", -10.0, locomotion.height_error(robot, body.STANDING_HEIGHT)),
             Term("vertical_velocity", -0.5, locomotion.vertical_velocity(robot)),
