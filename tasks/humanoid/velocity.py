@@ -28,7 +28,10 @@ SWING_HEIGHT = 0.08  # m, how far a sole is lifted
 # Walking comes first, at speeds that nobody reaches by standing: robots that were taught to stand before did not begin
 # to walk when they were told to. A tenth of all commands is to stand.
 STAGES = (
-    Stage("walk", {"command_vx": (0.3, 1.0), "command_vy": (-0.1, 0.1), "command_yaw_rate": (-0.2, 0.2), "push_speed": 0.2}),
+    Stage(
+        "walk",
+        {"command_vx": (0.3, 1.0), "command_vy": (-0.1, 0.1), "command_yaw_rate": (-0.2, 0.2), "push_speed": 0.2},
+    ),
     Stage("turn", {"command_vx": (-0.2, 1.2), "command_yaw_rate": (-0.5, 0.5), "push_speed": 0.4}),
     Stage("vary speed", {}),
 )

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 
+import algos.ppo
 from algos.ppo import Batch, Networks, PPOConfig, augmented, make_ppo, ppo_loss, symmetry_loss
 from rlcore import random, tree
 from rlcore.env import auto_reset, make_env, time_limit
@@ -282,6 +283,43 @@ def test_the_symmetry_loss_is_one_more_summand_with_or_without_augmentation():
     assert found[0] == pytest.approx(found[1], rel=1e-12)
 
 
+def test_a_symmetric_network_answers_in_the_mirror_whatever_its_parameters():
+    params, nets = networks((6,), torch.float64)
+    x = random.normal(random.key(3), (2, 16, 3), torch.float64)
+    answer = algos.ppo.symmetrized(nets[0], params.policy, x, image(x), DONE)
+    mirrored_answer = algos.ppo.symmetrized(nets[0], params.policy, image(x), x, DONE)
+    assert answer.shape == (2, 16, 3)
+    torch.testing.assert_close(apply(DONE, mirrored_answer), answer, rtol=1e-12, atol=1e-14)
+    # It is the mean of what the network says and of the mirror image of what it says in the mirror.
+    by_hand = 0.5 * (nets[0](params.policy, x) + apply(DONE, nets[0](params.policy, image(x))))
+    torch.testing.assert_close(answer, by_hand, rtol=1e-12, atol=1e-14)
+    x = x[..., :2]
+    value = algos.ppo.symmetrized(nets[1], params.value, x, apply(JUDGED, x))
+    mirrored_value = algos.ppo.symmetrized(nets[1], params.value, apply(JUDGED, x), x)
+    torch.testing.assert_close(mirrored_value, value, rtol=1e-12, atol=1e-14)
+
+
+def test_symmetric_networks_learn_the_same_from_a_minibatch_and_its_image():
+    params, nets = networks((6,), torch.float64)
+    params = tree.replace(params, log_std=torch.tensor([-0.5, -0.5, 0.1], dtype=torch.float64))
+    data = batch_of(16, dtype=torch.float64)
+    settings = config(symmetric_networks=True)
+    slope, (loss, _) = gradient(params, data, settings, nets)
+    other, (same, _) = gradient(params, reflected(data), settings, nets)
+    assert float(loss) == pytest.approx(float(same), rel=1e-12)
+    other = tree.replace(other, log_std=other.log_std[DONE.permutation])
+    for (name, x), (_, y) in zip(tree.named_leaves(slope), tree.named_leaves(other), strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-10, atol=1e-12, msg=name)
+    plain, _ = gradient(params, data, config(), nets)
+    assert any(float((x - y).abs().max()) > 1e-3 for x, y in zip(*map(tree.tree_leaves, (slope, plain)), strict=True))
+
+
+@pytest.mark.parametrize("extra", [{"symmetry_augmentation": True}, {"symmetry_coefficient": 0.1}])
+def test_symmetric_networks_need_no_other_means(extra):
+    with pytest.raises(InputError, match=r"symmetric_networks must be left out.*--ppo.symmetric-networks"):
+        config(symmetric_networks=True, **extra)
+
+
 # --- The update ---
 
 
@@ -310,10 +348,11 @@ def test_training_stays_symmetric():
     assert max(error[True]) < 1e-4 < 1e-3 < min(error[False])
 
 
-def test_what_is_seen_from_one_side_is_learned_for_both():
+@pytest.mark.parametrize("how", ["symmetry_augmentation", "symmetric_networks"])
+def test_what_is_seen_from_one_side_is_learned_for_both(how):
     """All starts are on one side; the policy must know, and the value function must judge, the other one."""
     changes = {"num_envs": 64, "initial_std": 0.3, "policy_layers": (16,), "value_layers": (8,), "num_epochs": 4}
-    settings = config(symmetry_augmentation=True, **changes)
+    settings = config(**{how: True}, **changes)
     ppo = make_ppo(world(one_side, critic=True), settings, symmetry=CRITIC)
     state = ppo.init(random.key(0))
     for _ in range(40):
@@ -326,13 +365,32 @@ def test_what_is_seen_from_one_side_is_learned_for_both():
     network = mlp((2, 8, 1))
 
     def value(obs):
-        return network.apply(state.params.value, normalize(state.observation_moments["critic"], obs))
+        moments = state.observation_moments["critic"]
+        own, image = normalize(moments, obs), normalize(moments, apply(JUDGED, obs))
+        if how == "symmetry_augmentation":
+            return network.apply(state.params.value, own)
+        return algos.ppo.symmetrized(network.apply, state.params.value, own, image)
 
     judged = torch.cat([x[:, 3:], x[:, 2:3]], -1)
     own, other = value(judged), value(apply(JUDGED, judged))
     torch.testing.assert_close(own, other, rtol=0, atol=0.5)
     # In units of the returns' deviation: what is worth more is not worth the mean.
     assert float(own.max() - own.min()) > 1.0
+
+
+def test_symmetric_networks_stay_symmetric_to_rounding():
+    """The world shows one side alone, and the first parameters are what chance made them."""
+    settings = config(symmetric_networks=True, policy_layers=(16,), policy_average=0.9)
+    ppo = make_ppo(world(one_side, critic=True), settings, symmetry=CRITIC)
+    state = ppo.init(random.key(0))
+    for _ in range(10):
+        state, metrics = ppo.update(state)
+    observed = random.uniform(random.key(9), (64, 3), -1.0, 1.0)
+    assert float(asymmetry(ppo, state, observed).abs().max()) < 1e-5
+    assert float(ppo.act(state, {"policy": observed}, None).abs().max()) > 0.05
+    assert float(metrics["policy/symmetry_error"]) < 1e-5
+    left, right, _ = state.params.log_std.tolist()
+    assert left == right != 0.0
 
 
 def test_the_loss_keeps_a_policy_symmetric_where_the_reward_does_not():

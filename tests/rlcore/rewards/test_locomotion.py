@@ -85,6 +85,17 @@ SLIDING = {
     "right_foot_contact": 400.0,
 }
 L = locomotion
+HOME = torch.tensor([[0.02, 0.1], [0.02, -0.1]], dtype=torch.float64)
+
+
+def track_feet(r, **changes):
+    return L.track_feet(r, HOME, 0.8, **{"stance": 0.5, "lift": 0.1, "scale": 0.2, "vertical": 4.0, **changes})
+
+
+def walking(phase, left, right, **rest):
+    """The feet at positions seen from a pelvis 0.8 m up, which the state puts at the world's origin."""
+    sensors = {"left_foot_position": left, "right_foot_position": right}
+    return given(sensors=sensors, memory={"gait": vector(phase).squeeze()}, **rest)
 
 
 @pytest.mark.parametrize(
@@ -157,6 +168,29 @@ L = locomotion
         # At 0.52 both stand: 0.52 and 0.02.
         (lambda r: L.gait_contact(r), None,
          lambda: given(memory={"gait": vector(0.52).squeeze(), "feet": feet((True, True))}), 2.0),
+        # A stance at 1 m/s goes 0.4 m. A quarter into the stride the left foot stands at home and the right one, half a
+        # swing on, is there too, as high as it gets.
+        (track_feet, lambda: command(1.0, 0.0, 0.0),
+         lambda: walking(0.25, (0.02, 0.1, 0.0), (0.02, -0.1, 0.1)), 1.0),
+        # The left foot is off by one scale; the right one is 0.1 m low, which counts for 0.2 m.
+        (track_feet, lambda: command(1.0, 0.0, 0.0),
+         lambda: walking(0.25, (0.02, 0.3, 0.0), (0.02, -0.1, 0.1)), (math.exp(-1) + 1) / 2),
+        (track_feet, lambda: command(1.0, 0.0, 0.0),
+         lambda: walking(0.25, (0.02, 0.1, 0.0), (0.02, -0.1, 0.0)), (1 + math.exp(-1)) / 2),
+        # A stride begins with the left foot half a stance's way ahead and the right one as far behind, both down.
+        (track_feet, lambda: command(1.0, 0.0, 0.0),
+         lambda: walking(0.0, (0.22, 0.1, 0.0), (-0.18, -0.1, 0.0)), 1.0),
+        (track_feet, lambda: command(-0.5, 0.2, 0.0),
+         lambda: walking(0.0, (-0.08, 0.14, 0.0), (0.12, -0.14, 0.0)), 1.0),
+        # Turning left at 1 rad/s, where a foot stands goes by -y, and x: 0.4 (-+0.1, 0.02) in a stance.
+        (track_feet, lambda: command(0.0, 0.0, 1.0),
+         lambda: walking(0.0, (0.0, 0.104, 0.0), (0.0, -0.104, 0.0)), 1.0),
+        # Facing north: forward is the world's y, left its -x.
+        (track_feet, lambda: command(1.0, 0.0, 0.0),
+         lambda: walking(0.0, (-0.1, 0.22, 0.0), (0.1, -0.18, 0.0), turn=YAW_90), 1.0),
+        # Told to stand, no foot is to rise, whatever the clock says.
+        (track_feet, lambda: command(0.05, 0.0, 0.0),
+         lambda: walking(0.25, (0.02, 0.1, 0.0), (0.02, -0.1, 0.0)), 1.0),
         # The left foot is in the air and 0.06 m too high.
         (lambda r: L.swing_height(r, 0.08), None,
          lambda: given(sensors=SLIDING, memory={"feet": feet((False, True))}), 0.0036),
@@ -318,6 +352,7 @@ def every_term():
         Term("air_time", 1.0, L.foot_air_time(r, 0.3)),
         Term("single_stance", 0.25, L.single_stance(r)),
         Term("gait", 0.18, L.gait_contact(r)),
+        Term("feet", 1.0, L.track_feet(r, HOME, 0.8)),
         Term("swing_height", -20.0, L.swing_height(r)),
         Term("swing_peak", -0.25, L.swing_peak(r)),
         Term("clearance", -2.0, L.foot_clearance(r)),
