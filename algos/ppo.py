@@ -97,7 +97,8 @@ class PPOConfig:
     """Learn from each transition and from its mirror image."""
     symmetric_networks: bool = False
     """Let policy and value function be symmetric by construction: the mean of a network's answer and of the mirror
-    image of its answer to the mirror image. What is learnt of the left is known of the right, for twice the arithmetic."""
+    image of its answer to the mirror image. What is learnt of the left is known of the right, for twice the
+    arithmetic."""
 
     def __post_init__(self) -> None:
         at_least_one = ("num_envs", "num_steps", "num_epochs", "num_minibatches")
