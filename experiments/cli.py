@@ -29,6 +29,7 @@ from cattrs.strategies import configure_union_passthrough
 from rlcore import random
 from rlcore.errors import InputError
 from rlcore.experiment import Experiment
+from rlcore.physics.engines import check_available, device_of
 from rlcore.run_directory import CHECKPOINTS, RunRecord, read_record
 from rlcore.training import TrainingFailed, train
 
@@ -122,25 +123,41 @@ def _run(config_class: type, build: Build, argv: list[str]) -> None:
         seed=config.seed,
         config=to_json(config),
     )
-    experiment = build(config)
-    try:
-        result = train(
-            experiment,
-            config.training,
-            key=random.key(config.seed),
-            record=record,
-            render=experiment.render,
-            faults=experiment.faults,
-        )
-    finally:
-        if experiment.close is not None:
-            experiment.close()
+    with on_device_of(config):
+        experiment = build(config)
+        try:
+            result = train(
+                experiment,
+                config.training,
+                key=random.key(config.seed),
+                record=record,
+                render=experiment.render,
+                faults=experiment.faults,
+            )
+        finally:
+            if experiment.close is not None:
+                experiment.close()
     if result.stopped == "iterations":
         print("next:")
         print(f"  {_python()} -m experiments.play {result.run_dir}")
         print(f"  {_python()} -m experiments.evaluate {result.run_dir}")
         if config.training.tensorboard:
             print(f"  tensorboard --logdir {result.run_dir / 'tensorboard'}")
+
+
+@contextlib.contextmanager
+def on_device_of(config: Any) -> Iterator[None]:
+    """Put new tensors where the physics that a configuration chooses has its states: constants, networks and all.
+
+    Raises:
+      InputError: if that engine cannot run here.
+    """
+    physics = getattr(config, "physics", "mujoco")
+    check_available(physics)
+    device = device_of(physics)
+    # The CPU is where tensors are without being told, and telling costs a little at each call.
+    with contextlib.nullcontext() if device.type == "cpu" else device:
+        yield
 
 
 def _python() -> str:
@@ -294,7 +311,9 @@ class Policy(NamedTuple):
 
 
 def load_run(run_dir: Path, overrides: Mapping[str, Any] | None = None) -> Run:
-    """Import a run's experiment module and build its experiment as it was.
+    """Import a run's experiment module and build its experiment as it was, but with physics on CPUs.
+
+    Whatever simulated in training, the state has the same form, and what is looked at is the same model.
 
     Args:
       run_dir: as training left it.
@@ -309,7 +328,10 @@ def load_run(run_dir: Path, overrides: Mapping[str, Any] | None = None) -> Run:
         if not hasattr(module, name):
             raise InputError(f"{run_dir} is a run of {record['module']}, which has no {name}")
     config = _config_from_json(module.Config, record["config"], run_dir)
-    for path, value in (overrides or {}).items():
+    changes = dict(overrides or {})
+    if hasattr(config, "physics"):
+        changes.setdefault("physics", "mujoco")
+    for path, value in changes.items():
         config = _replaced(config, path.split("."), value, path)
     return Run(run_dir, module, config, module.build(config))
 

@@ -7,6 +7,7 @@ from experiments.cli import run
 from experiments.recording import filmed, recorded_faults
 from rlcore.env import auto_reset, scale_actions
 from rlcore.experiment import Experiment, TrainingConfig
+from rlcore.physics.engines import Physics
 from tasks.cartpole import make_cartpole
 
 
@@ -16,8 +17,10 @@ class Config:
 
     seed: int = 0
     """Seed of every random number of the run."""
+    physics: Physics = "mujoco"
+    """What simulates: mujoco on CPUs, or warp on an NVIDIA GPU, where learning runs then too."""
     num_threads: int = 0
-    """Physics threads; 0 takes every CPU. The result does not depend on it."""
+    """Physics threads on CPUs; 0 takes every CPU. The result does not depend on it."""
     episode_seconds: float = 10.0
     """Length of an episode."""
     ppo: PPOConfig = field(
@@ -36,7 +39,7 @@ class Config:
 
 def build(config: Config) -> Experiment:
     """The environment and the learner that a configuration describes."""
-    env = scale_actions(make_cartpole(config.num_threads, config.episode_seconds))
+    env = scale_actions(make_cartpole(config.num_threads, config.episode_seconds, config.physics))
     algorithm = make_ppo(auto_reset(env), config.ppo)
     return Experiment(env, env, algorithm, filmed(env, algorithm), recorded_faults)
 

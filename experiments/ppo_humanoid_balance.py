@@ -7,6 +7,7 @@ from experiments.cli import run
 from experiments.recording import filmed, recorded_faults
 from rlcore.env import auto_reset
 from rlcore.experiment import Experiment, TrainingConfig
+from rlcore.physics.engines import Physics
 from tasks.humanoid.balance import make_humanoid_balance
 from tasks.humanoid.symmetry import balance_symmetry
 
@@ -17,8 +18,10 @@ class Config:
 
     seed: int = 0
     """Seed of every random number of the run."""
+    physics: Physics = "mujoco"
+    """What simulates: mujoco on CPUs, or warp on an NVIDIA GPU, where learning runs then too."""
     num_threads: int = 0
-    """Physics threads; 0 takes every CPU. The result does not depend on it."""
+    """Physics threads on CPUs; 0 takes every CPU. The result does not depend on it."""
     push_speed: float = 0.5
     """Largest change of the pelvis's velocity by a push, m/s."""
     push_interval: float = 2.0
@@ -42,7 +45,8 @@ class Config:
 
 def build(config: Config) -> Experiment:
     """The environment and the learner that a configuration describes."""
-    env = make_humanoid_balance(config.num_threads, config.episode_seconds, config.push_interval, config.push_speed)
+    settings = (config.num_threads, config.episode_seconds, config.push_interval, config.push_speed)
+    env = make_humanoid_balance(*settings, physics=config.physics)
     algorithm = make_ppo(auto_reset(env), config.ppo, symmetry=balance_symmetry(env))
     return Experiment(env, env, algorithm, filmed(env, algorithm), recorded_faults)
 

@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 from algos.ppo import PPOConfig, make_ppo
 from experiments.cli import run
 from experiments.recording import filmed, recorded_faults
-from rlcore.env import auto_reset
+from rlcore.env import auto_reset, reweighted
 from rlcore.experiment import Experiment, TrainingConfig
+from rlcore.physics.engines import Physics
 from tasks.humanoid.symmetry import velocity_symmetry
 from tasks.humanoid.velocity import STAGES, make_humanoid_velocity
 
@@ -17,8 +18,10 @@ class Config:
 
     seed: int = 0
     """Seed of every random number of the run."""
+    physics: Physics = "mujoco"
+    """What simulates: mujoco on CPUs, or warp on an NVIDIA GPU, where learning runs then too."""
     num_threads: int = 0
-    """Physics threads; 0 takes every CPU. The result does not depend on it."""
+    """Physics threads on CPUs; 0 takes every CPU. The result does not depend on it."""
     push_speed: float = 0.5
     """Largest change of the pelvis's velocity by a push in the last stage, m/s."""
     push_interval: float = 4.0
@@ -27,6 +30,8 @@ class Config:
     """Length of an episode."""
     curriculum: bool = True
     """Begin each robot with walking ahead and raise it stage by stage; otherwise all commands from the start."""
+    reward_weights: dict[str, float] = field(default_factory=dict)
+    """Weights of reward terms, per second, in place of the task's own: NAME WEIGHT NAME WEIGHT ..."""
     ppo: PPOConfig = field(
         default_factory=lambda: PPOConfig(
             num_envs=512,
@@ -46,9 +51,10 @@ class Config:
 def build(config: Config) -> Experiment:
     """The environment and the learner that a configuration describes."""
     settings = (config.num_threads, config.episode_seconds, config.push_interval, config.push_speed)
-    env = make_humanoid_velocity(*settings, stages=STAGES if config.curriculum else ())
+    env = make_humanoid_velocity(*settings, stages=STAGES if config.curriculum else (), physics=config.physics)
+    env = reweighted(env, config.reward_weights)
     algorithm = make_ppo(auto_reset(env), config.ppo, symmetry=velocity_symmetry(env))
-    whole = make_humanoid_velocity(*settings, stages=())
+    whole = reweighted(make_humanoid_velocity(*settings, stages=(), physics=config.physics), config.reward_weights)
     return Experiment(env, whole, algorithm, filmed(whole, algorithm), recorded_faults)
 
 

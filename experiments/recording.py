@@ -71,7 +71,7 @@ def film(
         def filmed_so_far(done: int, total: int, robot: int = robot) -> None:
             tell("filming", robot * total + done, num_robots * total)
 
-        qpos = episodes.qpos[shown, robot].numpy()
+        qpos = episodes.qpos[shown, robot].cpu().numpy()
         films.append(
             render_frames(
                 model,

@@ -372,6 +372,21 @@ def remember(state: EnvState, name: str, value: Any) -> EnvState:
     return tree.replace(state, memory={**state.memory, name: value})
 
 
+def reweighted(env: Env, weights: Mapping[str, float]) -> Env:
+    """`env` with other weights of some reward terms, per second.
+
+    Raises:
+      InputError: for a term that the environment does not have, or a weight that is not finite.
+    """
+    for name, weight in weights.items():
+        if name not in env.params.weights:
+            raise InputError(f"{env.spec.name} has no reward term {name!r}; it has: {', '.join(env.params.weights)}")
+        if not math.isfinite(weight):
+            raise InputError(f"the weight of reward term {name!r} must be finite, got {weight}")
+    new = {name: torch.tensor(float(weight), dtype=torch.float64) for name, weight in weights.items()}
+    return env._replace(params=tree.replace(env.params, weights={**env.params.weights, **new}))
+
+
 def auto_reset(env: Env) -> Env:
     """Begin a new episode where one ended; count each episode's return, length and terms.
 

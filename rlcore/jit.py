@@ -3,7 +3,7 @@
 Under `torch.func.vmap` every small operation pays for Python-side batching, which at a few hundred
 environments costs more than the arithmetic. `jit` runs a function once through `make_fx`, which leaves a flat
 list of ATen operations on batched tensors, and replays that list with the same bits. `rlcore.fusion` first
-gathers its elementwise operations into kernels. It is not `torch.compile`: it reorders nothing, needs no compiler
+gathers its elementwise operations into kernels; on a GPU `rlcore.cudagraph` replays them as CUDA graphs. It is not `torch.compile`: it reorders nothing, needs no compiler
 on the machine and starts within a second. What a function closes over (engines, configs, constant tensors with
 their dtypes and layouts) is fixed when it is recorded, and so is what it computes outside of torch, as through
 `.numpy()`.
@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
+from rlcore.cudagraph import captured
 from rlcore.fusion import Kernel, fuse
 from rlcore.tree import tree_flatten, tree_unflatten
 from rlcore.treecode import flattener, unflattener
@@ -136,14 +137,19 @@ def _record(fn: Callable[..., Any], leaves: list[Any], structure: Any) -> _Recor
     _share_equal_operations(graph.graph)
     graph.graph.eliminate_dead_code()
     copied = {*_places_from_constants(graph.graph), *_places_now_shared(graph.graph, apart)}
-    if _all_pure(graph.graph):
-        graph.graph = fuse(graph.graph)
-    _call_directly(graph.graph)
-    graph.recompile()
     constants = [*graph.buffers(), *graph.parameters()]
-    # An fx module's __call__ goes through hooks; the generated function itself does not.
+    replay: Callable[..., list[Any]]
+    if any(leaves[place].is_cuda for place in places):
+        replay = captured(graph, HOST)
+    else:
+        if _all_pure(graph.graph):
+            graph.graph = fuse(graph.graph)
+        _call_directly(graph.graph)
+        graph.recompile()
+        # An fx module's __call__ goes through hooks; the generated function itself does not.
+        replay = graph.forward
     return _Recording(
-        graph.forward,
+        replay,
         flattener(structure, leaves) or (lambda tree: None),
         unflattener(out_structure[0]),
         tuple(sorted(copied)),
@@ -246,6 +252,10 @@ def _drop_idle_views(graph: Any) -> None:
 DIRECT: dict[Any, Callable[..., Any]] = {}
 """Custom operations whose CPU kernel may be called as a plain function in a recording, past the dispatcher. Its results
 are always new memory, each its own."""
+
+HOST: dict[Any, Callable[..., Any]] = {}
+"""Custom operations that the processor must see at each replay on a GPU too, such as a step of physics, and what to call
+for them. Everything else there may become part of a CUDA graph."""
 
 REPLAYED: dict[Any, Callable[..., Any]] = {}
 """Operations that exist while a recording is made only; their first argument, a number, gives what a replay calls

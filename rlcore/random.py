@@ -16,6 +16,8 @@ at the price of one call. A draw whose range is given in Python numbers is a sin
 all that a step needs.
 """
 
+import functools
+import importlib.util
 import math
 from collections.abc import Sequence
 from typing import Any, no_type_check
@@ -276,6 +278,16 @@ def _encipher_torch(key: Tensor, counter: Tensor) -> tuple[Tensor, Tensor]:
     return x0, x1
 
 
+@functools.cache
+def _on_gpu() -> Any:
+    """The cipher as one kernel for NVIDIA GPUs; None where Warp is not installed."""
+    if importlib.util.find_spec("warp") is None:
+        return None
+    from rlcore import threefry_warp
+
+    return threefry_warp
+
+
 def _polynomial(w: Tensor, coefficients: Sequence[float]) -> Tensor:
     p = torch.full_like(w, coefficients[0])
     for coefficient in coefficients[1:]:
@@ -301,8 +313,11 @@ def _draw_torch(
     """The kernel of `_draw` for any device."""
     low, span = _low_and_span(dtype, low, high)
     shape = tuple(shape)
-    counter = torch.arange(start, start + math.prod(shape), device=key.device).view(shape)
-    x0, x1 = _encipher_torch(key.view(*key.shape[:-1], *(1 for _ in shape), 2), counter)
+    if key.is_cuda and _on_gpu() is not None:
+        x0, x1 = _on_gpu().words_of_range(key, shape, start)
+    else:
+        counter = torch.arange(start, start + math.prod(shape), device=key.device).view(shape)
+        x0, x1 = _encipher_torch(key.view(*key.shape[:-1], *(1 for _ in shape), 2), counter)
     if kind == "pairs":
         return torch.stack((x0, x1), dim=-1)
     if kind == "bits":
@@ -334,7 +349,8 @@ def _null_value(kind: str) -> int:
 @torch.library.custom_op("rlcore::threefry2x32", mutates_args=())
 def _threefry2x32(key: Tensor, counter: Tensor) -> Tensor:
     """The block cipher. Key `[*k, 2]`, int64 counter `[*c]` (64 bits: high and low word) to `[*kc, 2]`."""
-    words = torch.stack(_encipher_torch(key, counter), dim=-1)
+    encipher = _on_gpu().words_of_each if key.is_cuda and _on_gpu() is not None else _encipher_torch
+    words = torch.stack(encipher(key, counter), dim=-1)
     return torch.where(key[..., :1] < 0, -1, words)
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from torch import Tensor
 
 from rlcore.env import Env
-from rlcore.physics.mujoco import MujocoEngine, load_model
+from rlcore.physics.engines import Physics, make_engine
+from rlcore.physics.mujoco import load_model
 from tasks.running import EPISODE_STEPS, RunnerSettings, make_runner
 
 MODEL = Path(__file__).parent / "ant.xml"
@@ -35,11 +36,12 @@ SETTINGS = RunnerSettings(
 )
 
 
-def make_ant(num_threads: int = 0, steps: int = EPISODE_STEPS) -> Env:
+def make_ant(num_threads: int = 0, steps: int = EPISODE_STEPS, physics: Physics = "mujoco") -> Env:
     """The ant with a limit of `steps` control steps (of 0.0166 s), without automatic resets.
 
     Args:
       num_threads: physics threads; 0 takes every CPU.
       steps: length of an episode, control steps.
+      physics: the engine, see `rlcore.physics.engines`.
     """
-    return make_runner(MujocoEngine(load_model(MODEL), num_threads), "ant", SETTINGS, steps)
+    return make_runner(make_engine(load_model(MODEL), num_threads, physics=physics), "ant", SETTINGS, steps)

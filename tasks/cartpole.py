@@ -12,7 +12,7 @@ from torch import Tensor
 from rlcore import random
 from rlcore.env import Env, EnvState, Params, make_env, time_limit
 from rlcore.physics.engine import PhysicsState
-from rlcore.physics.mujoco import MujocoEngine
+from rlcore.physics.engines import Physics, make_engine
 from rlcore.rewards import Term, action_size, alive
 
 MODEL = """
@@ -57,10 +57,10 @@ def terminate(params: Params, physics: PhysicsState) -> Tensor:
     return (physics.qpos[0].abs() > 2.4) | (physics.qpos[1].abs() > 0.2095)
 
 
-def make_cartpole(num_threads: int = 0, seconds: float = 10.0) -> Env:
+def make_cartpole(num_threads: int = 0, seconds: float = 10.0, physics: Physics = "mujoco") -> Env:
     """Cartpole with a time limit of 500 control steps by default, without automatic resets."""
     env = make_env(
-        MujocoEngine(mujoco.MjModel.from_xml_string(MODEL), num_threads),
+        make_engine(mujoco.MjModel.from_xml_string(MODEL), num_threads, physics=physics),
         name="cartpole",
         control_dt=0.02,
         initial=initial,

@@ -22,7 +22,7 @@ from rlcore import random, rotations
 from rlcore.env import Env, EnvState, Params, make_env, scale_actions, time_limit
 from rlcore.errors import InputError
 from rlcore.physics.engine import ModelInfo, PhysicsState
-from rlcore.physics.mujoco import MujocoEngine
+from rlcore.physics.mujoco import ModelEngine
 from rlcore.rewards import Term, action_size, alive
 
 CONTROL_DT = 0.0166  # s, two substeps
@@ -72,7 +72,7 @@ class RunnerSettings:
             raise InputError(f"fallen_height must be above 0 m and below {heights}")
 
 
-def make_runner(engine: MujocoEngine, name: str, settings: RunnerSettings, steps: int = EPISODE_STEPS) -> Env:
+def make_runner(engine: ModelEngine, name: str, settings: RunnerSettings, steps: int = EPISODE_STEPS) -> Env:
     """The running task with a limit of `steps` control steps, without automatic resets.
 
     Actions are fractions of each motor's torque, clipped to [-1, 1]; the torque is action x gear x gain.
@@ -89,7 +89,7 @@ def make_runner(engine: MujocoEngine, name: str, settings: RunnerSettings, steps
     lower = torch.tensor([joint.lower for joint in joints], dtype=torch.float64)
     upper = torch.tensor([joint.upper for joint in joints], dtype=torch.float64)
     # The torque of a full action: its gear, or its gain.
-    torque = torch.from_numpy(engine.mjmodel.actuator_gear[:, 0] * engine.mjmodel.actuator_gainprm[:, 0])
+    torque = torch.as_tensor(engine.mjmodel.actuator_gear[:, 0] * engine.mjmodel.actuator_gainprm[:, 0])
     share = torque / torque.max()
     feet, forces = _place(model, s.foot_sensors), _place(model, s.joint_sensors)
     root = torch.tensor([0.0, 0.0, s.start_height, 1.0, 0.0, 0.0, 0.0], dtype=torch.float64)

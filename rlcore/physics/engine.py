@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from rlcore.errors import InputError
-from rlcore.jit import DIRECT, tracing
+from rlcore.jit import DIRECT, HOST, tracing
 from rlcore.tree import pytree, replace
 
 # What can be wrong with a step, as `PhysicsState.fault` tells it.
@@ -219,7 +219,13 @@ def record_fault(fault: Fault) -> None:
 
 
 def drain_faults() -> list[Fault]:
-    """The faults recorded since the last call. A log: no result of a step depends on it."""
+    """The faults recorded since the last call. A log: no result of a step depends on it.
+
+    Raises:
+      RuntimeError: if an engine has found since then that its results are not to be trusted.
+    """
+    for engine in list(_engines.values()):
+        engine.tell_faults()
     faults, _faults[:] = list(_faults), []
     return faults
 
@@ -242,12 +248,14 @@ class BatchEngine:
       model: the model by its names.
       handle: what the operations know the engine by.
       dtype: of every state that the engine takes and gives.
+      device: where states are.
       field_ranks: number of axes of each model field of one robot, by name.
     """
 
     model: ModelInfo
     field_ranks: Mapping[str, int]
     dtype: torch.dtype = torch.float64
+    device: torch.device = torch.device("cpu")
 
     # Handles count up for the life of the process, so that a traced graph never meets another engine.
     _count: ClassVar[Iterator[int]] = itertools.count(1)
@@ -290,6 +298,9 @@ class BatchEngine:
     def tangent_rows(self, qpos: Tensor) -> Tensor:
         """The map from a gradient in the tangent space at qpos `[N, nq]` to one in qpos: `[N, nq, nv]`."""
         raise NotImplementedError
+
+    def tell_faults(self) -> None:
+        """Hand over to `record_fault` what the engine has kept on its device until somebody asks."""
 
     # --- the contract ---------------------------------------------------------------------------------------
 
@@ -490,6 +501,7 @@ def _physics_step_rows(
 
 _physics_step = torch.library.custom_op("rlcore::physics_step", _physics_step_rows, mutates_args=())
 DIRECT[torch.ops.rlcore.physics_step.default] = _physics_step_rows
+HOST[torch.ops.rlcore.physics_step.default] = _physics_step_rows
 
 
 @_physics_step.register_fake
@@ -521,6 +533,7 @@ def _physics_forward_rows(
 
 _physics_forward = torch.library.custom_op("rlcore::physics_forward", _physics_forward_rows, mutates_args=())
 DIRECT[torch.ops.rlcore.physics_forward.default] = _physics_forward_rows
+HOST[torch.ops.rlcore.physics_forward.default] = _physics_forward_rows
 
 
 @_physics_forward.register_fake

@@ -42,7 +42,7 @@ from rlcore.physics.engine import (
 )
 
 # Positions and velocities beyond this (m, rad, m/s, rad/s) are no robot's: the simulation has exploded.
-_STATE_LIMIT = 1e4
+STATE_LIMIT = 1e4
 # Step of the central differences, in the units of what is perturbed. Rounding costs about 1e-10, curvature
 # less.
 _DIFFERENCE = 1e-6
@@ -95,27 +95,21 @@ def _read(path: str | Path, reader: Callable[[str], Any]) -> Any:
         raise InputError(f"model file {path}: {' '.join(str(error).split())}") from error
 
 
-class MujocoEngine(BatchEngine):
-    """The Engine contract over `mujoco.batch`.
+class ModelEngine(BatchEngine):
+    """What every engine that steps a compiled MuJoCo model has in common: the model, its names and its fields.
 
     Args:
       model: a compiled model; it is copied.
-      num_threads: threads to step on; 0 takes every CPU. The results do not depend on it.
       extra: fields of `mjData`, among `EXTRA`, that sensordata shall hold after the sensors, each flattened and
-        under its own name: `model.sensor("cinert")`. After a step they are what `mj_step` leaves in `mjData`:
-        of its last evaluation of the dynamics, which with RK4 is the last stage of the last substep. `cfrc_ext`
-        is what `mj_rnePostConstraint` makes of that; it takes a simulation's whole `mjData`, and so memory for
-        each and a third more time.
+        under its own name: `model.sensor("cinert")`.
 
     Raises:
-      InputError: if num_threads is negative, the model carries a state that `PhysicsState` does not hold, or an
-        extra field is unknown, repeated, of no size in this model, or has the name of a sensor.
+      InputError: if the model carries a state that `PhysicsState` does not hold, or an extra field is unknown,
+        repeated, of no size in this model, or has the name of a sensor.
     """
 
-    def __init__(self, model: mujoco.MjModel, num_threads: int = 0, extra: Sequence[str] = ()):
+    def __init__(self, model: mujoco.MjModel, extra: Sequence[str] = ()):
         super().__init__()
-        if num_threads < 0:
-            raise InputError(f"num_threads must be 0 (every CPU) or more, got {num_threads}")
         for what, component in _HIDDEN_STATE.items():
             if mujoco.mj_stateSize(model, int(component)):
                 raise InputError(f"the model has {what}, which a step as a function of its state cannot have")
@@ -123,27 +117,47 @@ class MujocoEngine(BatchEngine):
             raise InputError('the model lets bodies sleep; set <flag sleep="disable"/>: what sleeps has no state')
         self.mjmodel: mujoco.MjModel = mujoco.MjModel.__copy__(model)
         self.mjmodel.opt.disableflags |= int(mujoco.mjtDisableBit.mjDSBL_AUTORESET)
-        log = mujoco.MjLogConfig.get()
-        log.logto_console = log.logto_file = False
-        log.set()
-        self.num_threads = num_threads
         self.extra = tuple(extra)
         self.model = _with_extra(_model_info(self.mjmodel), self.mjmodel, self.extra)
         # A table, so that torch.compile meets nothing but look-ups.
-        self._field_shapes = {name: _model_field(self.mjmodel, name).shape for name in _real_fields(self.mjmodel)}
+        self._field_shapes = {name: model_field(self.mjmodel, name).shape for name in _real_fields(self.mjmodel)}
         self.field_ranks = {name: len(shape) for name, shape in self._field_shapes.items()}
-        self._buffers: OrderedDict[int, _Buffers] = OrderedDict()
 
     def nominal(self, *names: str) -> PhysicsParams:
-        return {name: torch.from_numpy(np.array(_model_field(self.mjmodel, name))) for name in names}
+        return {name: torch.as_tensor(np.array(model_field(self.mjmodel, name)), device=self.device) for name in names}
 
     def _check_fields(self, params: PhysicsParams, lead: Sequence[int]) -> None:
         for name, value in params.items():
             if name not in self._field_shapes:
-                _model_field(self.mjmodel, name)  # tells what is wrong with it
+                model_field(self.mjmodel, name)  # tells what is wrong with it
             core = self._field_shapes[name]
             if value.shape != core and value.shape != (*lead, *core):
                 raise InputError(f"model field {name!r} must have shape {core}, got {tuple(value.shape)}")
+
+
+class MujocoEngine(ModelEngine):
+    """The Engine contract over `mujoco.batch`.
+
+    Args:
+      model: a compiled model; it is copied.
+      num_threads: threads to step on; 0 takes every CPU. The results do not depend on it.
+      extra: as for `ModelEngine`. After a step they are what `mj_step` leaves in `mjData`: of its last evaluation of
+        the dynamics, which with RK4 is the last stage of the last substep. `cfrc_ext` is what `mj_rnePostConstraint`
+        makes of that; it takes a simulation's whole `mjData`, and so memory for each and a third more time.
+
+    Raises:
+      InputError: if num_threads is negative, and as from `ModelEngine`.
+    """
+
+    def __init__(self, model: mujoco.MjModel, num_threads: int = 0, extra: Sequence[str] = ()):
+        super().__init__(model, extra)
+        if num_threads < 0:
+            raise InputError(f"num_threads must be 0 (every CPU) or more, got {num_threads}")
+        log = mujoco.MjLogConfig.get()
+        log.logto_console = log.logto_file = False
+        log.set()
+        self.num_threads = num_threads
+        self._buffers: OrderedDict[int, _Buffers] = OrderedDict()
 
     def _of_size(self, size: int) -> "_Buffers":
         buffers = self._buffers.pop(size, None)
@@ -363,7 +377,7 @@ class _Buffers:
     def sane(self) -> np.ndarray:
         """`[N]` whether positions and velocities are finite and within bounds."""
         # One comparison finds NaN, infinity and explosion alike, since NaN compares false.
-        return np.abs(self.motion).max(axis=1, initial=0.0) < _STATE_LIMIT
+        return np.abs(self.motion).max(axis=1, initial=0.0) < STATE_LIMIT
 
     def write_state(self, rows: Rows, some: Any) -> None:
         self.time[some] = rows.time.numpy()[some]
@@ -386,18 +400,18 @@ class _Buffers:
         if not fields and not self.fields:
             return
         # Every written field is in `seen`, or is None there because its writes are not counted.
-        if fields.keys() == self.seen.keys() and all(_same(fields[k], self.seen[k]) for k in fields):
+        if fields.keys() == self.seen.keys() and all(same_memory(fields[k], self.seen[k]) for k in fields):
             return
         changed = np.zeros(self.batch.nsim, bool)
         for name in [*fields, *(n for n in self.fields if n not in fields)]:
             if name not in self.fields:
                 self.fields[name] = self.batch.expand(name)
             rows = self.fields[name]
-            wanted = fields[name].numpy() if name in fields else _model_field(self.model, name)
+            wanted = fields[name].numpy() if name in fields else model_field(self.model, name)
             differs = (rows != wanted).reshape(len(rows), -1).any(axis=1)
             if differs.any():
                 rows[differs] = np.broadcast_to(wanted, rows.shape)[differs]
-                changed |= differs & _feeds_constants(name)
+                changed |= differs & feeds_constants(name)
         if changed.any():
             self.seen = {}
             self.batch.set_const(changed)
@@ -439,7 +453,7 @@ def _with_extra(info: ModelInfo, model: mujoco.MjModel, extra: Sequence[str]) ->
     return replace(info, sensors=sensors, nsensor=size)
 
 
-def _same(a: Tensor, seen: tuple[Tensor, int] | None) -> bool:
+def same_memory(a: Tensor, seen: tuple[Tensor, int] | None) -> bool:
     """Whether `a` is memory that was seen before, unwritten since.
 
     The tensor that was seen is held, so its memory cannot have gone to another.
@@ -461,17 +475,17 @@ def _choose(condition: Tensor, a: Tensor, b: Tensor) -> Tensor:
     return torch.where(condition.reshape(-1, *(1,) * (a.ndim - 1)), a, b)
 
 
-def _feeds_constants(name: str) -> bool:
+def feeds_constants(name: str) -> bool:
     return name.startswith("opt.") or name in mujoco.MjModel._setconst_inputs
 
 
-def _is_derived(name: str) -> bool:
+def is_derived(name: str) -> bool:
     return name in mujoco.MjModel._setconst_outputs and name not in mujoco.MjModel._setconst_inputs
 
 
 def _real_fields(model: mujoco.MjModel) -> list[str]:
     """The model fields that `PhysicsParams` may hold."""
-    given = [name for name in MODEL_FIELDS if not _is_derived(name)]
+    given = [name for name in MODEL_FIELDS if not is_derived(name)]
     return [name for name in given if _raw_field(model, name).dtype.kind == "f"]
 
 
@@ -479,11 +493,11 @@ def _raw_field(model: mujoco.MjModel, name: str) -> np.ndarray:
     return np.asarray(getattr(model.opt, name[4:]) if name.startswith("opt.") else getattr(model, name))
 
 
-def _model_field(model: mujoco.MjModel, name: str) -> np.ndarray:
+def model_field(model: mujoco.MjModel, name: str) -> np.ndarray:
     if name not in MODEL_FIELDS:
         close = ", ".join(difflib.get_close_matches(name, MODEL_FIELDS, n=3)) or "none"
         raise InputError(f"{name!r} is not a model field that can differ between robots; near it are: {close}")
-    if _is_derived(name):
+    if is_derived(name):
         raise InputError(f"MuJoCo computes model field {name!r} from others; it cannot be given")
     value = _raw_field(model, name)
     if value.dtype.kind != "f":

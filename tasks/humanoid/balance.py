@@ -9,6 +9,7 @@ from torch import Tensor
 
 from rlcore.env import Env, EnvState, Params, make_env, random_pushes, time_limit
 from rlcore.physics.engine import PhysicsState
+from rlcore.physics.engines import Physics
 from rlcore.rewards import Term, action_rate, alive, exponential, locomotion
 from tasks.humanoid.body import FALLEN_HEIGHT, STANDING_HEIGHT, make_humanoid
 
@@ -16,7 +17,11 @@ FALLEN_TILT = -0.7  # vertical component of gravity in the body frame: about 45 
 
 
 def make_humanoid_balance(
-    num_threads: int = 0, seconds: float = 20.0, push_interval: float = 2.0, push_speed: float = 0.5
+    num_threads: int = 0,
+    seconds: float = 20.0,
+    push_interval: float = 2.0,
+    push_speed: float = 0.5,
+    physics: Physics = "mujoco",
 ) -> Env:
     """The balance task with pushes and a time limit, without automatic resets.
 
@@ -25,8 +30,9 @@ def make_humanoid_balance(
       seconds: length of an episode.
       push_interval: mean time between pushes, s.
       push_speed: largest change of the pelvis's horizontal velocity by a push, m/s.
+      physics: the engine, see `rlcore.physics.engines`.
     """
-    engine, robot, action_bounds, control, initial, _ = make_humanoid(num_threads)
+    engine, robot, action_bounds, control, initial, _ = make_humanoid(num_threads, physics)
     velocimeter = engine.model.sensor("imu_linear_velocity")
 
     def observe(params: Params, state: EnvState) -> dict[str, dict[str, Tensor]]:

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from rlcore import random
 from rlcore.env import EnvState, Params
-from rlcore.physics.mujoco import MujocoEngine, load_model
+from rlcore.physics.engines import Physics, make_engine
+from rlcore.physics.mujoco import ModelEngine, load_model
 from rlcore.robot import Robot, make_robot
 
 MODEL = Path(__file__).parent / "humanoid.xml"
@@ -28,7 +29,7 @@ SPEED = 0.1  # m/s and rad/s, of every velocity that it begins with
 class Humanoid(NamedTuple):
     """The robot, its engine, and the functions of a task that do not depend on what the robot is to do."""
 
-    engine: MujocoEngine
+    engine: ModelEngine
     robot: Robot
     action_bounds: tuple[list[float], list[float]]
     control: Callable[[Params, EnvState, Tensor], Tensor]
@@ -40,21 +41,22 @@ class Humanoid(NamedTuple):
     """`[feet, 2]` where the feet of the standing pose are, seen from the pelvis, m: forward, left."""
 
 
-def make_humanoid(num_threads: int = 0) -> Humanoid:
-    """The humanoid on MuJoCo.
+def make_humanoid(num_threads: int = 0, physics: Physics = "mujoco") -> Humanoid:
+    """The humanoid on an engine.
 
     Args:
       num_threads: physics threads; 0 takes every CPU.
+      physics: the engine, see `rlcore.physics.engines`.
     """
-    engine = MujocoEngine(load_model(MODEL), num_threads)
+    engine = make_engine(load_model(MODEL), num_threads, physics=physics)
     model = engine.model
     stand_qpos, stand_ctrl = model.keyframe("stand")
     pose = stand_qpos[model.actuated()[0]]
     robot = make_robot(model, pose=pose, angular_momentum="angular_momentum")
     # Two centimetres up, so that no foot begins inside the floor.
     raised = stand_qpos[:3] + torch.tensor([0.0, 0.0, 0.02], dtype=torch.float64)
-    stiffness = torch.from_numpy(engine.mjmodel.actuator_gainprm[:, 0].copy())
-    scale = torch.from_numpy(engine.mjmodel.actuator_forcerange[:, 1].copy()) / stiffness  # rad per unit of action
+    stiffness = torch.as_tensor(engine.mjmodel.actuator_gainprm[:, 0].copy())
+    scale = torch.as_tensor(engine.mjmodel.actuator_forcerange[:, 1].copy()) / stiffness  # rad per unit of action
 
     def control(params: Params, state: EnvState, action: Tensor) -> Tensor:
         return stand_ctrl + scale * torch.clamp(action, -ACTION_BOUND, ACTION_BOUND)

@@ -16,6 +16,7 @@ from rlcore import rewards, terminations
 from rlcore.commands import VelocityCommands, command_values, velocity_commands
 from rlcore.curriculum import Stage, curriculum
 from rlcore.env import Env, EnvState, Params, Transition, make_env, random_pushes, time_limit
+from rlcore.physics.engines import Physics
 from rlcore.rewards import Term, locomotion
 from tasks.humanoid import body
 
@@ -53,6 +54,7 @@ def make_humanoid_velocity(
     push_interval: float = 4.0,
     push_speed: float = 0.5,
     stages: tuple[Stage, ...] = STAGES,
+    physics: Physics = "mujoco",
 ) -> Env:
     """The task with pushes and a time limit, without automatic resets.
 
@@ -62,8 +64,9 @@ def make_humanoid_velocity(
       push_interval: mean time between pushes, s.
       push_speed: largest change of the pelvis's horizontal velocity by a push, m/s.
       stages: the curriculum; none for the whole range of commands from the beginning on.
+      physics: the engine, see `rlcore.physics.engines`.
     """
-    engine, robot, action_bounds, control, initial, home = body.make_humanoid(num_threads)
+    engine, robot, action_bounds, control, initial, home = body.make_humanoid(num_threads, physics)
     model, dt = engine.model, 0.02
 
     def observe(params: Params, state: EnvState) -> dict[str, dict[str, Tensor]]:
