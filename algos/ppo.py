@@ -33,6 +33,7 @@ from rlcore.rollout import (
     no_episodes,
     unroll,
 )
+from rlcore.symmetric_networks import symmetric_mlp
 from rlcore.symmetry import SignedPermutation, Symmetry, check_symmetry
 from rlcore.symmetry import apply as reflect
 from rlcore.tree import pytree
@@ -97,9 +98,8 @@ class PPOConfig:
     symmetry_augmentation: bool = False
     """Learn from each transition and from its mirror image."""
     symmetric_networks: bool = False
-    """Let policy and value function be symmetric by construction: the mean of a network's answer and of the mirror
-    image of its answer to the mirror image. What is learnt of the left is known of the right, for twice the
-    arithmetic."""
+    """Let policy and value function be symmetric by construction, with half the parameters: what is learnt of the
+    left is known of the right. Hidden layers must be of even sizes."""
 
     def __post_init__(self) -> None:
         at_least_one = ("num_envs", "num_steps", "num_epochs", "num_minibatches")
@@ -120,6 +120,9 @@ class PPOConfig:
         _check(self, "policy_average", 0 <= self.policy_average < 1, "at least 0 and below 1")
         low, high = self.learning_rate_bounds
         _check(self, "learning_rate_bounds", 0 < low <= high < math.inf, "a low and a high value above 0")
+        if self.symmetric_networks:
+            for name in ("policy_layers", "value_layers"):
+                _check(self, name, all(n % 2 == 0 for n in getattr(self, name)), "even sizes for symmetric networks")
         redundant = self.symmetric_networks and (self.symmetry_augmentation or self.symmetry_coefficient > 0)
         _check(self, "symmetric_networks", not redundant, "left out where the loss or augmentation makes for symmetry")
         for name in ("policy_layers", "value_layers"):
@@ -140,7 +143,12 @@ class PPOConfig:
     @property
     def symmetric(self) -> bool:
         """Whether learning needs to know how the task looks in the mirror."""
-        return self.symmetric_networks or self.symmetry_augmentation or self.symmetry_coefficient > 0
+        return self.symmetric_networks or self.mirrors
+
+    @property
+    def mirrors(self) -> bool:
+        """Whether it learns from mirror images."""
+        return self.symmetry_augmentation or self.symmetry_coefficient > 0
 
 
 def _check(config: PPOConfig, name: str, valid: bool, what: str) -> None:
@@ -277,29 +285,6 @@ def augmented(data: Batch, mirror: SignedPermutation) -> Batch:
     return tree.map_leaves(lambda x, y: torch.cat([x, y]), tree.replace(data, mirrored={}), image)
 
 
-def symmetrized(
-    apply: Callable[[Any, Tensor], Tensor],
-    params: Any,
-    obs: Float[Tensor, "*N obs"],
-    mirrored: Float[Tensor, "*N obs"],
-    mirror: SignedPermutation | None = None,
-) -> Float[Tensor, "*N out"]:
-    """`(f(o) + M f(M_o o)) / 2`: what a network says, made symmetric.
-
-    Of `o` and of its image it says mirror images, whatever the parameters.
-    Source: Ravindran and Barto 2001, "Symmetries and model minimization of MDPs"; the mean over a group.
-
-    Args:
-      apply: the network, f.
-      params: its parameters.
-      obs: observations.
-      mirrored: their mirror images, `M_o o`.
-      mirror: the map of what it says, M; None for what is the same in the mirror, as values are.
-    """
-    here, there = apply(params, torch.stack([obs, mirrored])).unbind(0)
-    return 0.5 * (here + (there if mirror is None else reflect(mirror, there)))
-
-
 @pytree
 class Networks:
     """What is learned: the parameters of two networks, and the log deviation of actions, `[action]`."""
@@ -344,12 +329,8 @@ def ppo_loss(
     size, mirrored = data.advantage.shape[0], data.mirrored
     if mirror is not None and config.symmetry_augmentation:
         data = augmented(data, mirror)
-    if mirror is not None and config.symmetric_networks:
-        mean = symmetrized(apply[0], params.policy, data.policy_obs, mirrored["policy_obs"], mirror)
-        value = symmetrized(apply[1], params.value, data.value_obs, mirrored["value_obs"]).squeeze(-1)
-    else:
-        mean = apply[0](params.policy, data.policy_obs)
-        value = apply[1](params.value, data.value_obs).squeeze(-1)
+    mean = apply[0](params.policy, data.policy_obs)
+    value = apply[1](params.value, data.value_obs).squeeze(-1)
     log_prob = gaussian_log_prob(mean, params.log_std, data.action)
     surrogate = clipped_surrogate(log_prob, data.log_prob, data.advantage, coefficients["clip"])
     critic = value_loss(value, data.value, data.target, config.value_clip)
@@ -449,16 +430,19 @@ def make_ppo(
     critic_group = "critic" if "critic" in env.spec.observations else "policy"
     groups = tuple(dict.fromkeys(("policy", critic_group)))
     action_size = env.spec.action_size
-    policy_net = mlp(
-        (env.spec.observation_size("policy"), *config.policy_layers, action_size),
-        config.activation,
-        final_scale=0.01,
-    )
-    value_net = mlp((env.spec.observation_size(critic_group), *config.value_layers, 1), config.activation)
+    policy_sizes = (env.spec.observation_size("policy"), *config.policy_layers, action_size)
+    value_sizes = (env.spec.observation_size(critic_group), *config.value_layers, 1)
     if symmetry is None:
         _check_no_symmetry(config)
     else:
         check_symmetry(symmetry, env.spec, groups)
+    if symmetry is not None and config.symmetric_networks:
+        observations = symmetry.observations
+        policy_net = symmetric_mlp(policy_sizes, observations["policy"], symmetry.action, config.activation, 0.01)
+        value_net = symmetric_mlp(value_sizes, observations[critic_group], None, config.activation)
+    else:
+        policy_net = mlp(policy_sizes, config.activation, final_scale=0.01)
+        value_net = mlp(value_sizes, config.activation)
     mirrors = {} if symmetry is None else symmetry.observations
     mirror_action = None if symmetry is None else symmetry.action
     apply = (policy_net.apply, value_net.apply)
@@ -476,16 +460,9 @@ def make_ppo(
         """What moments are updated with: for a symmetric policy as much of the left as of the right."""
         return torch.cat([obs, reflect(mirrors[group], obs)]) if config.symmetric else obs
 
-    def mean_action(policy: Any, moments: dict[str, Moments], obs: Tensor) -> Tensor:
-        """What the policy means to do, `[..., action]`, having seen `obs` `[..., size]`."""
-        seen = scaled(moments, "policy", obs)
-        if not config.symmetric_networks:
-            return policy_net.apply(policy, seen)
-        return symmetrized(policy_net.apply, policy, seen, image(moments, "policy", obs), mirror_action)
-
     def act(actor: Any, obs: Obs, key: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         params, moments = actor
-        mean = mean_action(params.policy, moments, obs["policy"])
+        mean = policy_net.apply(params.policy, scaled(moments, "policy", obs["policy"]))
         action = gaussian_sample(key, mean, params.log_std)
         return action, {"mean": mean, "log_prob": gaussian_log_prob(mean, params.log_std, action)}
 
@@ -493,11 +470,7 @@ def make_ppo(
 
     def values(state: TrainState, obs: Tensor) -> Tensor:
         """Values of observations `[..., size]`, in the network's units."""
-        moments, network = state.observation_moments, state.params.value
-        seen = scaled(moments, critic_group, obs)
-        if not config.symmetric_networks:
-            return value_net.apply(network, seen).squeeze(-1)
-        return symmetrized(value_net.apply, network, seen, image(moments, critic_group, obs)).squeeze(-1)
+        return value_net.apply(state.params.value, scaled(state.observation_moments, critic_group, obs)).squeeze(-1)
 
     def in_reward_units(state: TrainState, value: Tensor) -> Tensor:
         return denormalize(state.value_moments, value) if config.normalize_values else value
@@ -544,7 +517,7 @@ def make_ppo(
                 "policy_obs": image(state.observation_moments, "policy", trajectory.obs["policy"]),
                 "value_obs": image(state.observation_moments, critic_group, trajectory.obs[critic_group]),
             }
-            if config.symmetric
+            if config.mirrors
             else {},
         )
         data = tree.map_leaves(lambda x: x.reshape(-1, *x.shape[2:]), data)
@@ -573,17 +546,13 @@ def make_ppo(
 
     @jit
     def divergence(params: Networks, old_log_std: Tensor, data: Batch) -> Tensor:
-        if config.symmetric_networks:
-            images = data.mirrored["policy_obs"]
-            mean = symmetrized(policy_net.apply, params.policy, data.policy_obs, images, mirror_action)
-        else:
-            mean = policy_net.apply(params.policy, data.policy_obs)
+        mean = policy_net.apply(params.policy, data.policy_obs)
         return gaussian_kl(data.mean, old_log_std, mean, params.log_std).mean()
 
     @jit
     def symmetry_error(params: Networks, moments: dict[str, Moments], obs: Tensor) -> Tensor:
-        mean = mean_action(params.policy, moments, obs)
-        mirrored_mean = mean_action(params.policy, moments, reflect(mirrors["policy"], obs))
+        mean = policy_net.apply(params.policy, scaled(moments, "policy", obs))
+        mirrored_mean = policy_net.apply(params.policy, image(moments, "policy", obs))
         assert mirror_action is not None
         return torch.sqrt(symmetry_loss(mean, mirrored_mean, mirror_action) / action_size)
 
@@ -669,7 +638,7 @@ def make_ppo(
         return state, metrics
 
     def policy(state: TrainState, obs: Obs, key: Tensor | None = None) -> Tensor:
-        mean = mean_action(state.averaged, state.observation_moments, obs["policy"])
+        mean = policy_net.apply(state.averaged, scaled(state.observation_moments, "policy", obs["policy"]))
         return mean if key is None else gaussian_sample(key, mean, state.params.log_std)
 
     return Algorithm(init, update, jit(policy))

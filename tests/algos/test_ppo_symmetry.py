@@ -5,7 +5,6 @@ import dataclasses
 import pytest
 import torch
 
-import algos.ppo
 from algos.ppo import Batch, Networks, PPOConfig, augmented, make_ppo, ppo_loss, symmetry_loss
 from rlcore import random, tree
 from rlcore.env import auto_reset, make_env, time_limit
@@ -14,6 +13,7 @@ from rlcore.networks import mlp
 from rlcore.normalize import Moments, normalize
 from rlcore.physics.engine import BatchEngine, ModelInfo
 from rlcore.rewards import Term
+from rlcore.symmetric_networks import symmetric_mlp
 from rlcore.symmetry import SignedPermutation, Symmetry, apply
 
 
@@ -283,40 +283,16 @@ def test_the_symmetry_loss_is_one_more_summand_with_or_without_augmentation():
     assert found[0] == pytest.approx(found[1], rel=1e-12)
 
 
-def test_a_symmetric_network_answers_in_the_mirror_whatever_its_parameters():
-    params, nets = networks((6,), torch.float64)
-    x = random.normal(random.key(3), (2, 16, 3), torch.float64)
-    answer = algos.ppo.symmetrized(nets[0], params.policy, x, image(x), DONE)
-    mirrored_answer = algos.ppo.symmetrized(nets[0], params.policy, image(x), x, DONE)
-    assert answer.shape == (2, 16, 3)
-    torch.testing.assert_close(apply(DONE, mirrored_answer), answer, rtol=1e-12, atol=1e-14)
-    # It is the mean of what the network says and of the mirror image of what it says in the mirror.
-    by_hand = 0.5 * (nets[0](params.policy, x) + apply(DONE, nets[0](params.policy, image(x))))
-    torch.testing.assert_close(answer, by_hand, rtol=1e-12, atol=1e-14)
-    x = x[..., :2]
-    value = algos.ppo.symmetrized(nets[1], params.value, x, apply(JUDGED, x))
-    mirrored_value = algos.ppo.symmetrized(nets[1], params.value, apply(JUDGED, x), x)
-    torch.testing.assert_close(mirrored_value, value, rtol=1e-12, atol=1e-14)
-
-
-def test_symmetric_networks_learn_the_same_from_a_minibatch_and_its_image():
-    params, nets = networks((6,), torch.float64)
-    params = tree.replace(params, log_std=torch.tensor([-0.5, -0.5, 0.1], dtype=torch.float64))
-    data = batch_of(16, dtype=torch.float64)
-    settings = config(symmetric_networks=True)
-    slope, (loss, _) = gradient(params, data, settings, nets)
-    other, (same, _) = gradient(params, reflected(data), settings, nets)
-    assert float(loss) == pytest.approx(float(same), rel=1e-12)
-    other = tree.replace(other, log_std=other.log_std[DONE.permutation])
-    for (name, x), (_, y) in zip(tree.named_leaves(slope), tree.named_leaves(other), strict=True):
-        torch.testing.assert_close(x, y, rtol=1e-10, atol=1e-12, msg=name)
-    plain, _ = gradient(params, data, config(), nets)
-    assert any(float((x - y).abs().max()) > 1e-3 for x, y in zip(*map(tree.tree_leaves, (slope, plain)), strict=True))
-
-
-@pytest.mark.parametrize("extra", [{"symmetry_augmentation": True}, {"symmetry_coefficient": 0.1}])
-def test_symmetric_networks_need_no_other_means(extra):
-    with pytest.raises(InputError, match=r"symmetric_networks must be left out.*--ppo.symmetric-networks"):
+@pytest.mark.parametrize(
+    ("extra", "words"),
+    [
+        ({"symmetry_augmentation": True}, r"symmetric_networks must be left out.*--ppo.symmetric-networks"),
+        ({"symmetry_coefficient": 0.1}, r"symmetric_networks must be left out"),
+        ({"policy_layers": (8, 7)}, r"policy_layers must be even sizes.*\(8, 7\).*--ppo.policy-layers"),
+    ],
+)
+def test_symmetric_networks_that_cannot_be_are_refused(extra, words):
+    with pytest.raises(InputError, match=words):
         config(symmetric_networks=True, **extra)
 
 
@@ -362,14 +338,10 @@ def test_what_is_seen_from_one_side_is_learned_for_both(how):
     for obs in (seen, unseen):
         error = (ppo.act(state, {"policy": obs}, None) - best(obs)).square().mean().sqrt()
         assert float(error) < 0.2 < 0.5 < float(best(obs).square().mean().sqrt())
-    network = mlp((2, 8, 1))
+    network = mlp((2, 8, 1)) if how == "symmetry_augmentation" else symmetric_mlp((2, 8, 1), JUDGED, None)
 
     def value(obs):
-        moments = state.observation_moments["critic"]
-        own, image = normalize(moments, obs), normalize(moments, apply(JUDGED, obs))
-        if how == "symmetry_augmentation":
-            return network.apply(state.params.value, own)
-        return algos.ppo.symmetrized(network.apply, state.params.value, own, image)
+        return network.apply(state.params.value, normalize(state.observation_moments["critic"], obs))
 
     judged = torch.cat([x[:, 3:], x[:, 2:3]], -1)
     own, other = value(judged), value(apply(JUDGED, judged))
