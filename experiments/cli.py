@@ -29,7 +29,6 @@ from cattrs.strategies import configure_union_passthrough
 from rlcore import random
 from rlcore.errors import InputError
 from rlcore.experiment import Experiment
-from rlcore.physics.engines import check_available, device_of
 from rlcore.run_directory import CHECKPOINTS, RunRecord, read_record
 from rlcore.training import TrainingFailed, train
 
@@ -152,7 +151,10 @@ def on_device_of(config: Any) -> Iterator[None]:
     Raises:
       InputError: if that engine cannot run here.
     """
-    physics = getattr(config, "physics", "mujoco")
+    # Engines take a moment to import, which --help does not need.
+    from rlcore.physics.engines import Physics, check_available, device_of
+
+    physics: Physics = getattr(config, "physics", "mujoco")
     check_available(physics)
     device = device_of(physics)
     # The CPU is where tensors are without being told, and telling costs a little at each call.

@@ -26,7 +26,8 @@ class Config:
 
         strong_gait: --reward-weights gait 3.0 --ppo.learning-rate 3e-4
 
-    Each run is in the directory of its name, with what it printed beside it.
+    The name * stands for all of them: its arguments come before their own. Each run is in the directory of its name,
+    with what it printed beside it.
     """
 
     experiment: Annotated[str, tyro.conf.Positional]
@@ -35,8 +36,6 @@ class Config:
     """File of the settings; empty lines and those that begin with # are left out."""
     output: Path
     """Directory for the runs."""
-    common: str = ""
-    """Arguments for all of them, before their own."""
     at_once: int = 0
     """How many run at the same time; 0 starts all."""
     every: float = 30.0
@@ -57,7 +56,7 @@ class Setting(NamedTuple):
 
 
 def read_settings(path: Path) -> list[Setting]:
-    """The settings in a file.
+    """The settings in a file, each with the arguments of all in front.
 
     Raises:
       InputError: if the file cannot be read, has no setting, a line of another form, or a name that comes twice.
@@ -67,29 +66,33 @@ def read_settings(path: Path) -> list[Setting]:
     except OSError as error:
         raise InputError(f"settings {path} cannot be read: {error.strerror or error}") from error
     settings: list[Setting] = []
+    common: list[str] = []
     for number, line in enumerate(lines, start=1):
         if not line.strip() or line.lstrip().startswith("#"):
             continue
         name, colon, rest = line.partition(":")
-        if not colon or not re.fullmatch(r"[A-Za-z0-9._-]+", name.strip()):
+        if not colon or not re.fullmatch(r"[A-Za-z0-9._-]+|\*", name.strip()):
             raise InputError(f"line {number} of {path} must be a name, a colon and arguments, got {line.strip()!r}")
         try:
-            settings.append(Setting(name.strip(), shlex.split(rest)))
+            arguments = shlex.split(rest)
         except ValueError as error:
             raise InputError(f"line {number} of {path}: {error}") from error
+        if name.strip() == "*":
+            common += arguments
+        else:
+            settings.append(Setting(name.strip(), arguments))
     names = [setting.name for setting in settings]
     if not names:
         raise InputError(f"{path} has no setting")
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise InputError(f"settings in {path} need different names, got more than once: {', '.join(twice)}")
-    return settings
+    return [Setting(name, common + arguments) for name, arguments in settings]
 
 
 def start(config: Config, setting: Setting, threads: int) -> "subprocess.Popen[bytes]":
     """Begin one training, in a process of its own."""
-    arguments = [*shlex.split(config.common), *setting.arguments]
     run_dir = config.output / setting.name
-    line = [sys.executable, "-m", config.experiment, *arguments, "--training.run-dir", str(run_dir)]
+    line = [sys.executable, "-m", config.experiment, *setting.arguments, "--training.run-dir", str(run_dir)]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
     with (config.output / f"{setting.name}.log").open("wb") as log:
         return subprocess.Popen(line, stdout=log, stderr=subprocess.STDOUT, env=environment)

@@ -1,10 +1,10 @@
 """Replay a recording on an NVIDIA GPU with a few launches.
 
-A small operation costs a GPU less than it costs the processor to ask for it. A CUDA graph is a list of operations that is
-launched as one, always on the same memory. `captured` cuts a recording (`rlcore.jit`) where the processor must see what
-goes on, as at a step of physics, and captures what lies between. What comes in is copied to where the graphs read, and
-what goes out is copied from where they wrote: for its caller a replay is as pure as the function that was recorded. No
-operation is changed, so a replay has the bits of the operations called one by one.
+A small operation costs a GPU less than it costs the processor to ask for it. A CUDA graph is a list of operations that
+is launched as one, always on the same memory. `captured` cuts a recording (`rlcore.jit`) where the processor must see
+what goes on, as at a step of physics, and captures what lies between. What comes in is copied to where the graphs read,
+and what goes out is copied from where they wrote: for its caller a replay is as pure as the function that was recorded.
+No operation is changed, so a replay has the bits of the operations called one by one.
 """
 
 import operator
@@ -79,16 +79,16 @@ class _Layout(NamedTuple):
     strides: tuple[int, ...]
     dtype: torch.dtype
     device: torch.device
-    index: tuple[slice, ...] | None  # where the memory's values are in such a tensor, if not everywhere
+    place: tuple[slice, ...] | None  # where the memory's values are in such a tensor, if not everywhere
 
     def new(self) -> tuple[Tensor, Tensor]:
         """A tensor of this layout, not filled, and its memory, to copy to."""
         memory = torch.empty_strided(self.memory_shape, self.strides, dtype=self.dtype, device=self.device)
-        return (memory if self.index is None else memory.expand(self.shape)), memory
+        return (memory if self.place is None else memory.expand(self.shape)), memory
 
     def source(self, tensor: Tensor) -> Tensor:
         """What of a tensor of this layout is to be copied."""
-        return tensor if self.index is None else tensor[self.index]
+        return tensor if self.place is None else tensor[self.place]
 
 
 def _layout(tensor: Tensor) -> _Layout:
@@ -256,11 +256,12 @@ def _constants(module: Any, host: Mapping[Any, Callable[..., Any]]) -> dict[Any,
     for node in module.graph.nodes:
         if node.op == "get_attr":
             known[node] = operator.attrgetter(node.target)(module)
-        elif pure and node.op == "call_function" and node.target not in host:
-            if all(used in known for used in node.all_input_nodes):
-                args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), known.__getitem__)
-                with torch.no_grad():
-                    known[node] = node.target(*args, **kwargs)
+        elif (
+            pure and node.op == "call_function" and node.target not in host and known.keys() >= {*node.all_input_nodes}
+        ):
+            args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), known.__getitem__)
+            with torch.no_grad():
+                known[node] = node.target(*args, **kwargs)
     return known
 
 

@@ -1,11 +1,11 @@
 """Record a tensor function once, replay it without the cost of the transforms.
 
-Under `torch.func.vmap` every small operation pays for Python-side batching, which at a few hundred
-environments costs more than the arithmetic. `jit` runs a function once through `make_fx`, which leaves a flat
-list of ATen operations on batched tensors, and replays that list with the same bits. `rlcore.fusion` first
-gathers its elementwise operations into kernels; on a GPU `rlcore.cudagraph` replays them as CUDA graphs. It is not `torch.compile`: it reorders nothing, needs no compiler
-on the machine and starts within a second. What a function closes over (engines, configs, constant tensors with
-their dtypes and layouts) is fixed when it is recorded, and so is what it computes outside of torch, as through
+Under `torch.func.vmap` every small operation pays for Python-side batching, which at a few hundred environments costs
+more than the arithmetic. `jit` runs a function once through `make_fx`, which leaves a flat list of ATen operations on
+batched tensors, and replays that list with the same bits. `rlcore.fusion` first gathers its elementwise operations into
+kernels; on a GPU `rlcore.cudagraph` replays them as CUDA graphs. It is not `torch.compile`: it reorders nothing, needs
+no compiler on the machine and starts within a second. What a function closes over (engines, configs, constant tensors
+with their dtypes and layouts) is fixed when it is recorded, and so is what it computes outside of torch, as through
 `.numpy()`.
 """
 
@@ -254,8 +254,8 @@ DIRECT: dict[Any, Callable[..., Any]] = {}
 are always new memory, each its own."""
 
 HOST: dict[Any, Callable[..., Any]] = {}
-"""Custom operations that the processor must see at each replay on a GPU too, such as a step of physics, and what to call
-for them. Everything else there may become part of a CUDA graph."""
+"""Custom operations that the processor must see at each replay on a GPU too, such as a step of physics, and what to
+call for them. Everything else there may become part of a CUDA graph."""
 
 REPLAYED: dict[Any, Callable[..., Any]] = {}
 """Operations that exist while a recording is made only; their first argument, a number, gives what a replay calls

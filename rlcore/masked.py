@@ -1,10 +1,10 @@
 """Compute a function for some rows of a batch only.
 
-`where` means `fn(*args)` where a mask is true and `otherwise` elsewhere. Under `torch.func.vmap` alone that
-computes `fn` for every row and throws most of it away. In a recording (`rlcore.jit`) it is one operation that
-gathers the rows of the mask, computes those, and puts them in place: the same bits, since a pure function of one
-robot does not know its neighbours. Beginning a new episode for three of 4096 robots then costs three. On a GPU all rows
-are computed, recorded or not: there a few rows cost as much as all, and to count them the processor would have to wait.
+`where` means `fn(*args)` where a mask is true and `otherwise` elsewhere. Under `torch.func.vmap` alone that computes
+`fn` for every row and throws most of it away. In a recording (`rlcore.jit`) it is one operation that gathers the rows
+of the mask, computes those, and puts them in place: the same bits, since a pure function of one robot does not know its
+neighbours. Beginning a new episode for three of 4096 robots then costs three. On a GPU all rows are computed, recorded
+or not: there a few rows cost as much as all, and to count them the processor would have to wait.
 """
 
 import itertools

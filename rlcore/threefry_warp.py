@@ -1,7 +1,7 @@
-"""Threefry-2x32 on NVIDIA GPUs: each word by one thread, where torch would launch a kernel for each of a hundred steps.
+"""Threefry-2x32 on NVIDIA GPUs: a thread for each number, where torch launches a kernel for each of a hundred steps.
 
-Gives what `rlcore.random` computes in torch operations, bit for bit. It is used where `warp-lang` is installed, as it is
-with MuJoCo Warp.
+Gives what `rlcore.random` computes in torch operations, bit for bit. It is used where `warp-lang` is installed, as it
+is with MuJoCo Warp.
 """
 
 import math
@@ -80,7 +80,7 @@ def _encipher_each(keys: warp.array2d[warp.int64], counters: warp.array[warp.int
 
 
 def words_of_range(key: Tensor, shape: Sequence[int], start: int) -> tuple[Tensor, Tensor]:
-    """Both words of as many counters from `start` on as `shape` has numbers, under keys `[*k, 2]`: `[*k, *shape]` int64."""
+    """Both words of the counters from `start` on, as many as `shape` holds, under keys `[*k, 2]`: `[*k, *shape]`."""
     keys = key.reshape(-1, 2).contiguous()
     count = math.prod(shape)
     out = torch.empty((2, len(keys), count), dtype=torch.int64, device=key.device)
@@ -102,6 +102,7 @@ def words_of_each(key: Tensor, counter: Tensor) -> tuple[Tensor, Tensor]:
     return x0, x1
 
 
+warp.config.log_level = warp.LOG_WARNING  # it tells of each kernel that it loads
 warp.init()
 
 

@@ -37,13 +37,13 @@ class _Writer:
 
 
 def flattener(structure: Any, leaves: list[Any]) -> Callable[[Any], list[Tensor] | None] | None:
-    """A function that takes apart trees of this structure whose leaves are tensors shaped and laid out like these.
+    """A function that takes apart trees of this structure, their leaves like these in shape, layout and place.
 
     Returns:
       `tree -> leaves`, or None for a tree that differs in anything; None instead of a function if a leaf or a node is
       of a kind that it does not know.
     """
-    if not all(type(x) is Tensor for x in leaves):
+    if not all(type(x) is Tensor and (x.is_cpu or x.is_cuda) for x in leaves):
         return None
     code, rest, names = _Writer(), list(reversed(leaves)), []
 

@@ -476,16 +476,17 @@ def _choose(condition: Tensor, a: Tensor, b: Tensor) -> Tensor:
 
 
 def feeds_constants(name: str) -> bool:
+    """Whether MuJoCo derives constants from this model field."""
     return name.startswith("opt.") or name in mujoco.MjModel._setconst_inputs
 
 
-def is_derived(name: str) -> bool:
+def _is_derived(name: str) -> bool:
     return name in mujoco.MjModel._setconst_outputs and name not in mujoco.MjModel._setconst_inputs
 
 
 def _real_fields(model: mujoco.MjModel) -> list[str]:
     """The model fields that `PhysicsParams` may hold."""
-    given = [name for name in MODEL_FIELDS if not is_derived(name)]
+    given = [name for name in MODEL_FIELDS if not _is_derived(name)]
     return [name for name in given if _raw_field(model, name).dtype.kind == "f"]
 
 
@@ -494,10 +495,11 @@ def _raw_field(model: mujoco.MjModel, name: str) -> np.ndarray:
 
 
 def model_field(model: mujoco.MjModel, name: str) -> np.ndarray:
+    """The model's own value of a field; raises InputError for one that cannot differ between robots."""
     if name not in MODEL_FIELDS:
         close = ", ".join(difflib.get_close_matches(name, MODEL_FIELDS, n=3)) or "none"
         raise InputError(f"{name!r} is not a model field that can differ between robots; near it are: {close}")
-    if is_derived(name):
+    if _is_derived(name):
         raise InputError(f"MuJoCo computes model field {name!r} from others; it cannot be given")
     value = _raw_field(model, name)
     if value.dtype.kind != "f":

@@ -5,8 +5,8 @@ as everywhere, so that a task computes the same on every engine and a checkpoint
 engine returns are float32 numbers in float64 tensors, but for the time, which is kept in full precision. The same step
 taken twice may differ in the last bits, since threads add up forces in any order.
 
-All state is written before a step and read after it, in memory that Warp and torch share. The substeps of a control step
-are captured once as a CUDA graph. No call waits for the GPU: faults stay there until `drain_faults` asks.
+All state is written before a step and read after it, in memory that Warp and torch share. The substeps of a control
+step are captured once as a CUDA graph. No call waits for the GPU: faults stay there until `drain_faults` asks.
 
 Memory for contacts is taken for the most that the model's pairs of geoms can give, where these are few. Where they are
 many, it is an estimate, and a robot for which it was too small gets a fault.
@@ -89,7 +89,7 @@ class WarpEngine(ModelEngine):
         max_constraints: int | None = None,
     ):
         super().__init__(model, extra)
-        warp.config.log_level = warp.LOG_ERROR if hasattr(warp, "LOG_ERROR") else warp.config.log_level
+        warp.config.log_level = warp.LOG_WARNING  # it tells of each kernel that it loads
         warp.init()
         self.device = torch.device(device)
         if self.device.type == "cuda" and self.device.index is None:
@@ -197,11 +197,11 @@ class WarpEngine(ModelEngine):
         widths = {name: 1 if part.ndim == 1 else part.shape[1] for name, part in parts.items()}
         log = self._log
         if log is None or not log.fits(widths, substeps, fields):
-            self.tell_faults()
+            self._tell_log()
             log = self._log = _Log(widths, substeps, fields, self.device)
         log.add(list(parts.values()), fault)
 
-    def tell_faults(self) -> None:
+    def _tell_log(self) -> None:
         log, self._log = self._log, None
         if log is not None:
             for code, row, arrays in log.read():
@@ -221,6 +221,9 @@ class WarpEngine(ModelEngine):
                     broken = np.flatnonzero(~np.isfinite(arrays["ctrl"]))
                     message += ": " + ", ".join(self.model.actuators[j] for j in broken)
                 record_fault(Fault(code, message, arrays))
+
+    def tell_faults(self) -> None:
+        self._tell_log()
         if bool(self._overflow):
             self._overflow.zero_()
             raise RuntimeError(
@@ -399,7 +402,7 @@ class _Buffers:
                 many = warp.empty((self.size, *array.shape[1:]), dtype=array.dtype)
             target, source = warp.to_torch(many), warp.to_torch(array)
             target.copy_(source.expand_as(target))
-            many._is_batched = True
+            setattr(many, "_is_batched", True)  # noqa: B010
             setattr(owner, attribute, many)
             array = many
         if not derived:
@@ -428,8 +431,8 @@ def _batched_array(model: Any, name: str) -> bool:
     owner, attribute = _place(model, name)
     array = getattr(owner, attribute, None)
     spec = type(owner).__dataclass_fields__.get(attribute)
-    shape = getattr(spec.type, "shape", ()) if spec is not None else ()
-    return isinstance(array, warp.array) and bool(shape) and shape[0] == "*"
+    shape: Any = getattr(spec.type, "shape", ()) if spec is not None else ()
+    return isinstance(array, warp.array) and tuple(shape[:1]) == ("*",)
 
 
 def _memory(model: mujoco.MjModel, put: Any) -> tuple[int, int]:

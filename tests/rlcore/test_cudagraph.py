@@ -1,4 +1,4 @@
-"""Replays of recordings as graphs on fixed memory; a recorder in plain Python stands in for CUDA where there is none."""
+"""Replays of recordings as graphs on fixed memory; where there is no CUDA, plain Python stands in for it."""
 
 import pytest
 import torch
