@@ -53,8 +53,12 @@ def wilson(successes: int, trials: int, z: float = 1.96) -> tuple[float, float]:
 def mean_interval(values: Any, z: float = 1.96) -> tuple[float, float, float]:
     """The mean of `values` `[N]` and its 95 % confidence interval, by the normal approximation.
 
-    One value says nothing of its spread: its interval is infinite.
+    One value says nothing of its spread: its interval is infinite. Episodes that have no value (NaN), as one has no
+    cost of transport in which the robot stood, are left out; where none has one, all three are NaN.
     """
+    values = values[~values.isnan()]
+    if not len(values):
+        return math.nan, math.nan, math.nan
     mean = float(values.double().mean())
     half = z * float(values.double().std()) / math.sqrt(len(values)) if len(values) > 1 else math.inf
     return mean, mean - half, mean + half
@@ -82,6 +86,7 @@ def measure(config: Config, progress: Callable[[int, int], None] | None = None) 
     survived = int((~episodes.terminated).sum())
     returned, length = mean_interval(episodes.returns), mean_interval(episodes.lengths)
     low, high = wilson(survived, config.episodes)
+    minutes = float(episodes.lengths.sum()) * env.spec.control_dt / 60
     figures: dict[str, Any] = {
         "run": str(config.run_dir),
         "task": env.spec.name,
@@ -92,6 +97,7 @@ def measure(config: Config, progress: Callable[[int, int], None] | None = None) 
         "return": dict(zip(("mean", "low", "high"), returned, strict=True)),
         "length_steps": dict(zip(("mean", "low", "high"), length, strict=True)),
         "length_seconds": {k: v * env.spec.control_dt for k, v in zip(("mean", "low", "high"), length, strict=True)},
+        "falls_per_minute": (config.episodes - survived) / minutes,
         "full_length_episodes": int((episodes.lengths == episodes.lengths.max()).sum()),
         "longest_steps": int(episodes.lengths.max()),
         "faults": int(episodes.faults.sum()),
@@ -114,15 +120,19 @@ def _finite(value: Any) -> Any:
 def table(figures: dict[str, Any]) -> str:
     """The figures as lines for a person."""
     survived = figures["survived"]
+    rows = {"return": figures["return"], "length, s": figures["length_seconds"], **figures["metrics"]}
+    wide = max(16, *(len(name) + 1 for name in rows))
     lines = [
         f"{figures['task']}, checkpoint of iteration {figures['checkpoint']}, {figures['episodes']} fresh episodes",
         "",
-        f"{'':<16}{'mean':>10}   95 % confidence",
-        f"{'survived':<16}{100 * survived['share']:>8.1f} %   {100 * survived['low']:.1f} to "
+        f"{'':<{wide}}{'mean':>10}   95 % confidence",
+        f"{'survived':<{wide}}{100 * survived['share']:>8.1f} %   {100 * survived['low']:.1f} to "
         f"{100 * survived['high']:.1f} %   ({survived['count']} of {figures['episodes']})",
     ]
-    rows = {"return": figures["return"], "length, s": figures["length_seconds"], **figures["metrics"]}
-    lines += [f"{name:<16}{x['mean']:>10.3f}   {x['low']:.3f} to {x['high']:.3f}" for name, x in rows.items()]
+    lines.append(f"{'falls per minute':<{wide}}{figures['falls_per_minute']:>10.3f}")
+    for name, x in rows.items():
+        known = f"{x['mean']:>10.3f}   {x['low']:.3f} to {x['high']:.3f}"
+        lines.append(f"{name:<{wide}}" + (f"{'-':>10}" if math.isnan(x["mean"]) else known))
     if figures["faults"]:
         lines.append(f"physics failed in {figures['faults']} episodes")
     return "\n".join(lines)

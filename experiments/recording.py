@@ -9,13 +9,15 @@ import torch
 from torch import Tensor
 
 from rlcore import random
-from rlcore.env import Env, Obs
+from rlcore.commands import true_velocity
+from rlcore.env import Env, EnvState, Obs
 from rlcore.experiment import Algorithm, Fault
 from rlcore.physics.engine import FAULT_NAMES, drain_faults
 from rlcore.rollout import Episodes, evaluate
 
 FILM_FPS = 25
 _FILM_KEY = 20
+SMOOTHED = 0.5  # s, over which a film averages the true velocity that it shows
 
 
 def film(
@@ -31,6 +33,9 @@ def film(
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Episodes:
     """Film one episode of a few robots side by side, with the time and each robot's fate written into it.
+
+    Where robots follow velocity commands, so are the command and the true velocity, averaged over the last half second:
+    forward and to the left in m/s, and the yaw rate, positive to the left.
 
     Args:
       env: an environment of one robot with a time limit, without automatic resets, on the MuJoCo engine.
@@ -57,7 +62,7 @@ def film(
         camera = -1  # the default camera of a model without that one
     # One picture first, so that a camera or a renderer that is not there is told before the episodes are run.
     render_frames(model, model.qpos0[None], camera=camera, width=size[0], height=size[1])
-    episodes = evaluate(env, policy, key, num_robots, watched=num_robots)
+    episodes = evaluate(env, policy, key, num_robots, watched=num_robots, record=_velocities(env))
     dt = env.spec.control_dt
     every = max(1, round(1.0 / (FILM_FPS * dt)))
     pictures = episodes.qpos.shape[0] if seconds is None else min(episodes.qpos.shape[0], round(seconds / dt) + 1)
@@ -67,6 +72,7 @@ def film(
         length = int(episodes.lengths[robot])
         ended = "fell" if bool(episodes.terminated[robot]) else "done"
         text = [f"{min(t, length) * dt:5.2f} s" + (f"  {ended}" if t >= length else "") for t in shown.tolist()]
+        velocities = [_told_and_done(episodes.recorded, robot, min(t, length), dt) for t in shown.tolist()]
 
         def filmed_so_far(done: int, total: int, robot: int = robot) -> None:
             tell("filming", robot * total + done, num_robots * total)
@@ -80,12 +86,41 @@ def film(
                 width=size[0],
                 height=size[1],
                 overlay=text,
+                caption=velocities,
                 progress=filmed_so_far,
             )
         )
     columns = max(1, round(num_robots**0.5 + 0.25))
     write_video(path, tile(films, columns), fps=1.0 / (every * dt))
     return episodes
+
+
+def _velocities(env: Env) -> Callable[[EnvState], dict[str, Tensor]]:
+    """What `evaluate` is to record: of robots that follow commands the command and the true velocity, `[B, 3]`."""
+    free = next((joint.name for joint in env.spec.model.joints if joint.kind == "free"), None)
+    velocity = None if free is None else true_velocity(env.spec.model, free)
+
+    def record(state: EnvState) -> dict[str, Tensor]:
+        if velocity is None or "command" not in state.memory:
+            return {}
+        return {"told": state.memory["command"]["velocity"], "true": velocity(state.physics)}
+
+    return record
+
+
+def _told_and_done(recorded: dict[str, Tensor], robot: int, step: int, dt: float) -> list[str]:
+    """Two lines: a robot's command at a step, and its mean velocity over the last half second of its episode."""
+    if not recorded:
+        return []
+    told = recorded["told"][step, robot]
+    true = recorded["true"][max(0, step + 1 - round(SMOOTHED / dt)) : step + 1, robot].mean(0)
+    return [f"told {_in_words(told)}", f"does {_in_words(true)}  ({SMOOTHED:g} s mean)"]
+
+
+def _in_words(velocity: Tensor) -> str:
+    forward, left, turn = (round(x, 2) + 0.0 for x in velocity.tolist())  # no minus before a zero
+    text = f"{forward:+.2f} m/s  {left:+.2f} left  {turn:+.2f} rad/s"
+    return text.replace("-", " -")  # nearly as wide as a plus, so that numbers stay where they are
 
 
 def filmed(env: Env, algorithm: Algorithm) -> Callable[[Any, Path], None]:

@@ -10,6 +10,7 @@ This module gives no rewards and makes no observations.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -150,6 +151,35 @@ def velocity_commands(model: ModelInfo, commands: VelocityCommands, joint: str =
         return finished(params, physics, command)
 
     return {"command": Memory(init, update)}
+
+
+def true_velocity(model: ModelInfo, joint: str = "root") -> Callable[[PhysicsState], Tensor]:
+    """What a command is compared with, as a function of the mechanical state of any number of robots.
+
+    Args:
+      model: the robot.
+      joint: name of the free joint that is told where to go.
+
+    Returns:
+      `physics -> [..., 3]`: the joint's forward and leftward velocity in the heading frame (m/s), and its angular
+      velocity about the vertical (rad/s).
+
+    Raises:
+      InputError: if the joint is unknown or not free.
+    """
+    free = model.joint(joint)
+    if free.kind != "free":
+        raise InputError(f"a velocity in the plane needs a free joint; {joint!r} is a {free.kind}")
+    position, first = free.qpos.start, free.qvel.start
+
+    def velocity(physics: PhysicsState) -> Tensor:
+        q = physics.qpos[..., position + 3 : position + 7]
+        linear, angular = physics.qvel[..., first : first + 3], physics.qvel[..., first + 3 : first + 6]
+        planar = rotations.to_heading(rotations.heading(q), linear)[..., :2]
+        turn = rotations.rotate(q, angular)[..., 2:]
+        return torch.cat([planar, turn], dim=-1)
+
+    return velocity
 
 
 def fixed_command(params: Params, vx: float = 0.0, vy: float = 0.0, yaw_rate: float = 0.0) -> Params:

@@ -17,6 +17,7 @@ from torch import Tensor
 from rlcore import random, tree
 from rlcore.env import LEVEL_SALT, Env, EnvState, Obs, Params, Transition, remember, wrapped_spec
 from rlcore.errors import InputError
+from rlcore.measurement import Parts
 
 _LEVEL, _REVISIT = "curriculum_level", "curriculum_revisit"
 _VALUES, _WEIGHTS = "curriculum/values/", "curriculum/weights/"
@@ -99,7 +100,8 @@ def curriculum(
 
     `EnvState.memory["curriculum"]` is `{"level", "stage", "score"}`: the level that was reached and the stage that
     this episode is played at (int64 `[]`), and the sum of scores so far. `metrics` gets `curriculum_level` and
-    `curriculum_score`, those of the step. The tables are in `params.values`, as `curriculum/values/<name>` and
+    `curriculum_score`, those of the step, and `curriculum_stage`, whose mean is the share of robots at each level, by
+    the stages' names. The tables are in `params.values`, as `curriculum/values/<name>` and
     `curriculum/weights/<name>` `[stages, ...]`, with `curriculum_level`, the level at a first reset, and
     `curriculum_revisit`.
 
@@ -170,7 +172,12 @@ def curriculum(
         falls = judged & (total < down * steps) & (level > 0)
         reached = level + rises.to(level.dtype) - falls.to(level.dtype)
         after = remember(after, "curriculum", {"level": reached, "stage": stage, "score": total})
-        logged = {"curriculum_level": level.to(total.dtype), "curriculum_score": now}
+        at_stage = torch.stack([level == i for i in range(len(names))]).to(total.dtype)
+        logged = {
+            "curriculum_level": level.to(total.dtype),
+            "curriculum_score": now,
+            "curriculum_stage": Parts(at_stage, tuple(name.replace(" ", "_") for name in names)),
+        }
         return after, tree.replace(transition, metrics={**transition.metrics, **logged})
 
     def carry(params: Params, state: EnvState) -> Params:

@@ -24,6 +24,7 @@ from torch import Tensor
 from rlcore import masked, random, tree
 from rlcore.errors import InputError
 from rlcore.jit import jit, one_thread
+from rlcore.measurement import check_metrics
 from rlcore.physics.engine import BatchEngine, ModelInfo, PhysicsState
 from rlcore.rewards import Term, weighted_terms
 from rlcore.tree import pytree
@@ -83,7 +84,8 @@ class Transition:
       raw_terms: `[terms]` each term as it is, in the order of `EnvSpec.terms`: a term of weight 0 can be watched.
       terminated: `[]` bool, the task ended the episode: nothing comes after.
       truncated: `[]` bool, the clock ended it: bootstrap.
-      metrics: quantities worth logging, `[]` each (but `episode_terms`, see `auto_reset`).
+      metrics: quantities worth logging, by name: tensors `[]` (but `episode_terms`, see `auto_reset`) and the other
+        kinds of `rlcore.measurement`.
     """
 
     obs: Obs
@@ -93,7 +95,7 @@ class Transition:
     raw_terms: Tensor
     terminated: Tensor
     truncated: Tensor
-    metrics: dict[str, Tensor]
+    metrics: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -202,7 +204,7 @@ def make_env(
     terminate: Callable[[Params, PhysicsState], Tensor],
     control: Callable[[Params, EnvState, Tensor], Tensor] | None = None,
     action_bounds: tuple[Sequence[float], Sequence[float]] | None = None,
-    metrics: Callable[[Params, EnvState, Tensor, EnvState], dict[str, Tensor]] | None = None,
+    metrics: Callable[[Params, EnvState, Tensor, EnvState], dict[str, Any]] | None = None,
     memory: Mapping[str, Memory] | None = None,
     values: Mapping[str, Tensor | float] | None = None,
 ) -> Env:
@@ -219,13 +221,14 @@ def make_env(
         and metrics find both in `after.memory["terminated"]`.
       control: `(params, state, action) -> ctrl [nu]`; by default the action is the control.
       action_bounds: lowest and highest of each action; by default the actuators' control ranges.
-      metrics: `(params, before, action, after) -> {name: []}`, quantities to log.
+      metrics: `(params, before, action, after) -> metrics`, quantities to log: numbers `[]` by name, or what else
+        `rlcore.measurement` knows. `rlcore.monitoring.robot_metrics` measures any legged robot.
       memory: what the task remembers beyond `last_action` and `terminated`.
       values: initial `params.values`.
 
     Raises:
-      InputError: if control_dt is no multiple of the timestep, two terms share a name, or the bounds are no
-        pairs of a lower and a higher number.
+      InputError: if control_dt is no multiple of the timestep, two terms or metrics share a name, one of them is not
+        of its shape, or the bounds are no pairs of a lower and a higher number.
     """
     model = engine.model
     substeps = round(control_dt / model.timestep) if 0 < control_dt < math.inf else 0
@@ -293,10 +296,11 @@ def make_env(
     for what, value in [
         *((f"reward term {term.name!r}", term.fn(params, state, still, state)) for term in terms),
         ("terminate", terminate(params, start)),
-        *((f"metric {n!r}", v) for n, v in (metrics(params, state, still, state) if metrics else {}).items()),
     ]:
         if value.ndim != 0:
             raise InputError(f"{what} must be one number [], got shape {list(value.shape)}")
+    if metrics is not None:
+        check_metrics(metrics(params, state, still, state))
     observations = {
         group: tuple((part, int(value.shape[0])) for part, value in parts.items())
         for group, parts in observe(params, state).items()

@@ -14,7 +14,9 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 METRICS_FILE = "metrics.jsonl"
 CURVES_FILE = "learning_curves.png"
@@ -200,11 +202,30 @@ def write_atomically(path: Path, text: str) -> None:
         raise
 
 
+class Panel(NamedTuple):
+    """One picture of `learning_curves.png`.
+
+    Attributes:
+      title: what it shows, with its unit.
+      names: the metrics. Without `labels` these are one, or two with a scale each, since they may differ by orders of
+        magnitude.
+      labels: where all have one scale, how each is called.
+      limits: of that scale or of the first metric's; by default where the curves lie.
+      empty: why there may be no number yet.
+    """
+
+    title: str
+    names: Sequence[str]
+    labels: Sequence[str] = ()
+    limits: tuple[float, float] | None = None
+    empty: str = "no number yet"
+
+
 def plot_learning_curves(run_dir: Path) -> Path | None:
     """Draw `learning_curves.png` from a run's metrics, over environment steps; None if there is nothing yet.
 
     Each curve is faint as it was measured and strong as a moving average. Panels of which the
-    run has no metric are left out.
+    run has no metric are left out; one whose metrics have had no value so far says why.
     """
     records = read_metrics(run_dir / METRICS_FILE)
     if not records:
@@ -214,28 +235,20 @@ def plot_learning_curves(run_dir: Path) -> Path | None:
 
     names = list(dict.fromkeys(name for record in records for name in record if "/" in name))
     steps = [record["env_steps"] for record in records]
-    panels = [(title, chosen) for title, chosen in _panels(names) if chosen]
-    columns = min(3, max(1, len(panels)))
+    panels = [panel for panel in learning_panels(names) if panel.names]
+    columns = min(4 if len(panels) > 9 else 3, max(1, len(panels)))
     rows = max(1, math.ceil(len(panels) / columns))
     figure = Figure(figsize=(4.6 * columns, 3.2 * rows), layout="constrained", dpi=120)
-    for place, (title, chosen) in enumerate(panels, start=1):
+    for place, panel in enumerate(panels, start=1):
         axes = figure.add_subplot(rows, columns, place)
-        axes.set_title(title, fontsize=11, loc="left")
+        axes.set_title(panel.title, fontsize=11, loc="left")
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
         axes.set_xlabel("environment steps", fontsize=8)
         axes.tick_params(labelsize=8)
         axes.ticklabel_format(axis="x", style="sci", scilimits=(-3, 4))
-        for number, name in enumerate(chosen):
-            # Two curves of one panel may differ by orders of magnitude, so the second has its own scale.
-            side: Any = axes.twinx() if number else axes
-            side.tick_params(labelsize=8)
-            values = [math.nan if (v := record.get(name)) is None else v for record in records]
-            side.plot(steps, values, color=f"C{number}", alpha=0.25, linewidth=0.8)
-            side.plot(steps, _smooth(values), color=f"C{number}", linewidth=1.8)
-            side.set_ylim(*((-0.03, 1.03) if name == "episode/fall_rate" else _limits(values)))
-            if len(chosen) > 1:
-                side.set_ylabel(name, color=f"C{number}", fontsize=8)
+        curves = [[math.nan if (v := record.get(name)) is None else v for record in records] for name in panel.names]
+        _draw(axes, panel, steps, curves)
     figure.suptitle(run_dir.name, fontsize=9, color="0.4")
     path = run_dir / CURVES_FILE
     temporary = path.with_suffix(".tmp")
@@ -244,20 +257,74 @@ def plot_learning_curves(run_dir: Path) -> Path | None:
     return path
 
 
-def _panels(names: Sequence[str]) -> list[tuple[str, list[str]]]:
+def _draw(axes: Any, panel: Panel, steps: Sequence[int], curves: Sequence[Sequence[float]]) -> None:
+    """The curves of one panel: on one scale with a legend, or on two."""
+    if not any(math.isfinite(value) for curve in curves for value in curve):
+        axes.text(0.5, 0.5, panel.empty, transform=axes.transAxes, ha="center", va="center", color="0.45", fontsize=10)
+        axes.set_xlim(0, max(steps[-1], 1))
+        axes.set_yticks([])
+        return
+    for number, (name, values) in enumerate(zip(panel.names, curves, strict=True)):
+        side = axes if panel.labels or not number else axes.twinx()
+        side.tick_params(labelsize=8)
+        label = panel.labels[number] if panel.labels else None
+        side.plot(steps, values, color=f"C{number}", alpha=0.12 if panel.labels else 0.25, linewidth=0.8)
+        side.plot(steps, _smooth(values), color=f"C{number}", linewidth=1.8, label=label)
+        if panel.labels:
+            continue
+        limits = panel.limits if panel.limits is not None and not number else _limits(values)
+        side.set_ylim(*limits)
+        if len(curves) > 1:
+            unknown = not any(map(math.isfinite, values))
+            text = f"{name} ({panel.empty})" if unknown else name
+            side.set_ylabel(text, color=f"C{number}", fontsize=8)
+    if panel.labels:
+        low, high = panel.limits or _limits([value for curve in curves for value in curve])
+        if panel.limits is None and low is not None and high is not None:
+            high += 0.3 * (high - low)  # room for the legend
+        axes.set_ylim(low, high)
+        place = "best" if panel.limits else "upper center"
+        axes.legend(fontsize=7, ncols=4 if len(curves) > 4 else 1, framealpha=0.6, loc=place)
+
+
+def learning_panels(names: Sequence[str]) -> list[Panel]:
+    """What to draw of metrics with these names; a panel without `names` has nothing to show."""
+
     def last(*words: str) -> list[str]:
         return [name for word in words for name in names if name.split("/")[-1] in word.split()][:2]
 
+    def given(*wanted: str) -> list[str]:
+        return [name for name in wanted if name in names]
+
+    def group(title: str, prefix: str, limits: tuple[float, float] | None = None, of: str = "") -> Panel:
+        """All metrics of a group that end in `of`, but for landings, on one scale."""
+        found = [n for n in names if n.startswith(prefix) and n.endswith(of) and n not in landings]
+        labels = [name.removeprefix(prefix).removesuffix(of).replace("_", " ") for name in found]
+        return Panel(title, found, labels, limits)
+
+    landings = ("contact/landings_per_second", "contact/air_time")
     spread = last("entropy", "kl approx_kl")
     losses = [name for name in names if name.startswith("loss/") and name not in spread]
     losses.sort(key=lambda name: name.split("/")[-1] not in ("policy", "value", "critic"))
+    share = (-0.03, 1.03)
+    ended = "no episode has ended yet"
     return [
-        ("return", [n for n in names if n == "episode/return"]),
-        ("episode length", [n for n in names if n == "episode/length"]),
-        ("fall rate", [n for n in names if n == "episode/fall_rate"]),
-        ("losses", losses[:2]),
-        ("entropy and KL", spread),
-        ("environment steps per second", [n for n in names if n == "time/env_steps_per_second"]),
+        Panel("return", given("episode/return"), empty=ended),
+        Panel("episode length, steps", given("episode/length"), empty=ended),
+        Panel("share of episodes with a fall", given("episode/fall_rate"), limits=share, empty=ended),
+        Panel("falls per minute of a robot's time", given("episode/falls_per_minute")),
+        Panel("errors of velocity (m/s) and yaw rate (rad/s)", given("env/velocity_error", "env/yaw_rate_error")),
+        Panel("curriculum level", given("env/curriculum_level")),
+        group("share of robots at each stage", "curriculum_stage/", share),
+        group("torque by group of joints, Nm", "torque_group/"),
+        Panel("power (W), cost of transport", given("env/power", "env/cost_of_transport"), empty="no robot moved"),
+        group("feet on the ground, share of time", "contact/", share),
+        Panel("landings (1/s) and air time (s)", given(*landings), empty="no foot has landed yet"),
+        Panel("share of torques and of actions at a limit", given("env/torque_saturation", "policy/saturation")),
+        Panel("losses", losses[:2]),
+        Panel("entropy and KL", spread),
+        Panel("environment steps per second", given("time/env_steps_per_second")),
+        group("share of wall time", "time/", share, of="_share"),
     ]
 
 
@@ -271,12 +338,16 @@ def _limits(values: Sequence[float]) -> tuple[float | None, float | None]:
     return low - 0.06 * (high - low), high + 0.06 * (high - low)
 
 
-def _smooth(values: Sequence[float]) -> list[float]:
+def _smooth(values: Sequence[float]) -> Sequence[float]:
     """The mean over a centred window of a thirtieth of the run, which shrinks at the ends and skips gaps."""
-    reach = len(values) // 60
-    smooth = []
-    for i in range(len(values)):
-        side = min(reach, i, len(values) - 1 - i)
-        window = [value for value in values[i - side : i + side + 1] if math.isfinite(value)]
-        smooth.append(sum(window) / len(window) if window else math.nan)
-    return smooth
+    count = len(values)
+    reach = count // 60
+    known = np.isfinite(values)
+    kept = np.where(known, values, 0.0)
+    smooth = np.full(count, math.nan)
+    for i in range(count):
+        side = min(reach, i, count - 1 - i)
+        window = slice(i - side, i + side + 1)
+        if n := int(known[window].sum()):
+            smooth[i] = kept[window].sum() / n
+    return smooth.tolist()

@@ -6,6 +6,7 @@ the end of a step; whatever comes from a sensor (feet, torques, momentum) is one
 """
 
 import fnmatch
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -137,6 +138,13 @@ class Robot:
             raise InputError(f"numbers of joints must be finite, got {dict(patterns)}")
         return tensor
 
+    def groups(self) -> dict[str, list[int]]:
+        """Places of the joints by group, as `joint_group` names them: left and right, and all axes, together."""
+        found: dict[str, list[int]] = {}
+        for place, name in enumerate(self.joints):
+            found.setdefault(joint_group(name), []).append(place)
+        return found
+
     # --- the feet -------------------------------------------------------------------------------------------
 
     def foot_position(self, physics: PhysicsState) -> Float[Tensor, "feet 3"]:
@@ -173,6 +181,21 @@ class Robot:
         if not self.self_contacts:
             raise InputError("the robot was made without self-contact sensors: make_robot(self_contacts=[NAME, ...])")
         return torch.cat([physics.sensordata[place] for place in self.self_contacts])
+
+
+_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
+_SIDES = {"left", "right", "front", "back", "rear", "hind", "middle"}
+_SIDES |= {"l", "r", "fl", "fr", "rl", "rr", "hl", "hr", "bl", "br", "lf", "rf", "lh", "rh", "lb", "rb"}
+
+
+def joint_group(name: str) -> str:
+    """What a joint belongs to by its name: the first word that names no side, in small letters.
+
+    `left_hip_yaw` and `RHipRoll` are of the group `hip`, `FL_calf_joint` of `calf`, `waist_pitch` of `waist`. A name
+    that has no such word is a group of its own.
+    """
+    words = [word.lower() for word in _WORD.findall(name)]
+    return next((word for word in words if word not in _SIDES), name)
 
 
 def make_robot(

@@ -15,7 +15,9 @@ from rlcore import random, tree
 from rlcore.env import Env, EnvSpec, EnvState, Obs, Params, Transition, batch
 from rlcore.errors import InputError
 from rlcore.jit import jit, one_thread
+from rlcore.measurement import scalars
 from rlcore.tree import pytree
+from rlcore.wall_time import ROLLOUT, timed
 
 Act = Callable[[Any, Obs, Tensor], tuple[Tensor, dict[str, Tensor]]]
 """`(actor, obs [B, ...], key) -> (action [B, action], what else the learner wants of this step)`."""
@@ -60,11 +62,12 @@ def unroll(env: Env, act: Act) -> Callable[[Any, Params, EnvState, Obs, Tensor],
 
     def run(actor: Any, params: Params, state: EnvState, obs: Obs, keys: Tensor) -> tuple[EnvState, Obs, Trajectory]:
         steps = []
-        with one_thread(state.steps.shape[-1]):
-            for key in keys.unbind(0):
-                state, obs, step = control_step(actor, params, state, obs, key)
-                steps.append(step)
-        return state, obs, tree.stack(steps)
+        with timed(ROLLOUT):
+            with one_thread(state.steps.shape[-1]):
+                for key in keys.unbind(0):
+                    state, obs, step = control_step(actor, params, state, obs, key)
+                    steps.append(step)
+            return state, obs, tree.stack(steps)
 
     return run
 
@@ -143,8 +146,8 @@ class Episodes(NamedTuple):
       lengths: `[B]` control steps.
       terminated: `[B]` whether the task ended it (a fall); otherwise the clock did.
       faults: `[B]` whether the physics failed in it.
-      metrics: mean of each of the environment's metrics over the episode's steps, `[B]` (`[B, ...]` for one of
-        several numbers).
+      metrics: `[B]` each of the environment's metrics under the name that `rlcore.measurement.scalars` gives it: the
+        mean over the episode's steps, or the quotient of two means.
       qpos: positions of the first robots, `[T, watched, nq]`, for a video; a robot whose episode is over
         stands still in it.
       recorded: what `record` gave, `[T, B, ...]`, beginning with the reset.
@@ -198,7 +201,7 @@ def evaluate(
     returns = torch.zeros(num_envs, dtype=torch.float64)
     lengths = torch.zeros(num_envs, dtype=torch.int64)
     terminated, faults = torch.zeros_like(going), torch.zeros_like(going)
-    sums: dict[str, Tensor] = {}
+    sums: dict[str, Any] = {}
     qpos = [state.physics.qpos[:watched]]
     kept = [] if record is None else [record(state)]
     steps = 0
@@ -208,9 +211,8 @@ def evaluate(
         lengths = lengths + going
         terminated = terminated | (going & transition.terminated)
         faults = faults | (going & (transition.metrics["fault"] > 0))
-        for name, value in transition.metrics.items():
-            counted = going.reshape(-1, *(1 for _ in value.shape[1:]))
-            sums[name] = sums.get(name, torch.zeros_like(value)) + torch.where(counted, value, 0.0)
+        counted = tree.where(going, transition.metrics, tree.map_leaves(torch.zeros_like, transition.metrics))
+        sums = tree.map_leaves(torch.add, sums, counted) if sums else counted
         # Robots that are done stand still, so that a fallen one neither costs contacts nor explodes.
         state, obs = tree.where(going, after, state), tree.where(going, transition.next_obs, obs)
         going = going & ~(transition.terminated | transition.truncated)
@@ -220,6 +222,6 @@ def evaluate(
         steps += 1
         if progress is not None:
             progress(steps, int(going.sum()))
-    metrics = {name: total / lengths.reshape(-1, *(1 for _ in total.shape[1:])) for name, total in sums.items()}
+    metrics = scalars(tree.map_leaves(lambda x: x / lengths.reshape(-1, *(1 for _ in x.shape[1:])), sums))
     recorded = {name: torch.stack([now[name] for now in kept]) for name in (kept[0] if kept else {})}
     return Episodes(returns, lengths, terminated, faults, metrics, torch.stack(qpos), recorded)

@@ -25,6 +25,7 @@ from rlcore.interrupt import stop_requests
 from rlcore.metrics import METRICS_FILE, Console, MetricsFile, TensorBoard, plot_learning_curves
 from rlcore.run_directory import RunRecord
 from rlcore.tree import named_leaves
+from rlcore.wall_time import drain_seconds, shares
 
 __all__ = [
     "Algorithm",
@@ -216,6 +217,7 @@ def _loop(
     iteration, env_steps = int(state.iteration), int(state.env_steps)
     first, began = iteration, time.monotonic()
     earlier = (outputs.metrics.last or {}).get("time/elapsed_seconds") or 0.0
+    drain_seconds()  # what it took to begin is no iteration's
     while True:
         tick = time.monotonic()
         try:
@@ -236,6 +238,7 @@ def _loop(
         values["time/iteration_seconds"] = now - tick
         values["time/env_steps_per_second"] = (env_steps - steps_before) / max(now - tick, 1e-9)
         values["time/elapsed_seconds"] = earlier + elapsed
+        values |= shares(drain_seconds(), now - tick)
         with _writing(outputs.run_dir):
             outputs.metrics.write(iteration, env_steps, values)
             if outputs.board is not None:

@@ -38,6 +38,7 @@ def render_frames(
     width: int = 640,
     height: int = 480,
     overlay: Sequence[str | Sequence[str]] | None = None,
+    caption: Sequence[str | Sequence[str]] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> np.ndarray:
     """Draw one picture for each recorded configuration of one robot.
@@ -49,6 +50,7 @@ def render_frames(
       width: of a picture, pixels.
       height: of a picture, pixels.
       overlay: for each of the T pictures the text in its upper left corner: a string or a list of lines.
+      caption: likewise the text in its lower left corner.
       progress: called as `progress(done, T)` after each picture.
 
     Returns:
@@ -60,8 +62,9 @@ def render_frames(
     qpos = _as_numpy(qpos).astype(np.float64)
     if qpos.ndim != 2 or qpos.shape[1] != model.nq:
         raise InputError(f"qpos must have shape [T, {model.nq}] for this model, got {list(qpos.shape)}")
-    if overlay is not None and len(overlay) != len(qpos):
-        raise InputError(f"overlay must have one entry a picture ({len(qpos)}), got {len(overlay)}")
+    for name, texts in (("overlay", overlay), ("caption", caption)):
+        if texts is not None and len(texts) != len(qpos):
+            raise InputError(f"{name} must have one entry a picture ({len(qpos)}), got {len(texts)}")
     if width < 1 or height < 1:
         raise InputError(f"width and height must be at least 1 pixel, got {width} x {height}")
     camera_id = _camera_id(model, camera)
@@ -87,6 +90,8 @@ def render_frames(
             renderer.render(out=frames[index])
             if overlay is not None:
                 frames[index] = draw_text(frames[index], overlay[index])
+            if caption is not None:
+                frames[index] = draw_text(frames[index], caption[index], bottom=True)
             if progress is not None:
                 progress(index + 1, len(qpos))
     finally:
@@ -94,15 +99,15 @@ def render_frames(
     return frames
 
 
-def draw_text(frame: np.ndarray, text: str | Sequence[str]) -> np.ndarray:
-    """Return a copy of one picture `[height, width, 3]` with lines of text on a dark box, upper left."""
+def draw_text(frame: np.ndarray, text: str | Sequence[str], *, bottom: bool = False) -> np.ndarray:
+    """Return a copy of one picture `[height, width, 3]` with lines of text on a dark box, upper or lower left."""
     from PIL import Image, ImageDraw, ImageFont
 
     lines = text.split("\n") if isinstance(text, str) else list(text)
     if not any(lines):
         return frame.copy()
     height, width = frame.shape[:2]
-    size = max(10, min(height // 28, width // 32))
+    size = max(10, min(height // 22, width // 30))
     font = ImageFont.load_default(size)
     line_height = size + size // 3
     margin = size // 2
@@ -111,11 +116,11 @@ def draw_text(frame: np.ndarray, text: str | Sequence[str]) -> np.ndarray:
     picture = Image.fromarray(frame).convert("RGBA")
     layer = Image.new("RGBA", picture.size, (0, 0, 0, 0))
     draw = ImageDraw.Draw(layer)
-    corner = margin // 2
-    box = (corner, corner, corner + box_width, corner + box_height)
-    draw.rounded_rectangle(box, margin, fill=(16, 20, 26, 165))
+    left = margin // 2
+    top = height - 1 - left - box_height if bottom else left
+    draw.rounded_rectangle((left, top, left + box_width, top + box_height), margin, fill=(16, 20, 26, 165))
     for row, line in enumerate(lines):
-        draw.text((corner + margin, corner + margin // 2 + row * line_height), line, font=font, fill="white")
+        draw.text((left + margin, top + margin // 2 + row * line_height), line, font=font, fill="white")
     return np.asarray(Image.alpha_composite(picture, layer).convert("RGB"))
 
 

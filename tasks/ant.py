@@ -31,6 +31,7 @@ SETTINGS = RunnerSettings(
     death=-2.0,
     foot_sensors=tuple(f"{leg}_foot_{what}" for leg in LEGS for what in ("force", "torque")),
     foot_scale=0.1,
+    feet=LEGS,
     joint_velocity_scale=0.2,
 )
 

@@ -14,6 +14,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,9 +22,11 @@ from torch import Tensor
 from rlcore import random, rotations
 from rlcore.env import Env, EnvState, Params, make_env, scale_actions, time_limit
 from rlcore.errors import InputError
+from rlcore.monitoring import robot_metrics
 from rlcore.physics.engine import ModelInfo, PhysicsState
 from rlcore.physics.mujoco import MujocoEngine
 from rlcore.rewards import Term, action_size, alive
+from rlcore.robot import make_robot
 
 CONTROL_DT = 0.0166  # s, two substeps
 EPISODE_STEPS = 1000  # control steps
@@ -31,6 +34,7 @@ TARGET = 1000.0  # m along x
 JOINT_NOISE, JOINT_SPEED = 0.2, 0.1  # rad and rad/s, of the posture that an episode begins in
 UPRIGHT, UP_WEIGHT = 0.93, 0.1  # the up projection that is paid, and what it is paid
 HEADING, HEADING_WEIGHT = 0.8, 0.5  # the heading projection that is paid in full, and what it is paid
+CONTACT_FORCE = 0.1  # N, of a foot that metrics count as one on the ground: an ant weighs 9 N
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,7 @@ class RunnerSettings:
       limit_cost: of joint positions `[nu]`, scaled to [-1, 1] by their limits, and shares `[nu]`.
       death: what the step that ends in a fall is paid instead of everything else.
       foot_sensors: names of force and torque sensors, whose values follow each other.
+      feet: their names, by which `rlcore.robot.make_robot` finds what metrics are made of.
       joint_sensors: names of actuator force sensors likewise; none where joint forces are not observed.
       angular_velocity_scale, joint_velocity_scale, joint_force_scale, foot_scale: factors of those observations.
     """
@@ -61,6 +66,7 @@ class RunnerSettings:
     death: float
     foot_sensors: Sequence[str]
     foot_scale: float
+    feet: Sequence[str]
     joint_velocity_scale: float
     joint_sensors: Sequence[str] = ()
     joint_force_scale: float = 1.0
@@ -94,6 +100,8 @@ def make_runner(engine: MujocoEngine, name: str, settings: RunnerSettings, steps
     feet, forces = _place(model, s.foot_sensors), _place(model, s.joint_sensors)
     root = torch.tensor([0.0, 0.0, s.start_height, 1.0, 0.0, 0.0, 0.0], dtype=torch.float64)
     posture = torch.clamp(torch.zeros_like(lower), lower, upper)
+    robot = make_robot(model, pose=posture, feet=s.feet)
+    watched = robot_metrics(engine, robot, CONTROL_DT, contact_force=CONTACT_FORCE, torque_limits=torque)
 
     def initial(params: Params, key: Tensor) -> tuple[Tensor, Tensor]:
         """At the origin, at rest but for the joints, which are near zero or their limit that is nearest to it."""
@@ -133,6 +141,9 @@ def make_runner(engine: MujocoEngine, name: str, settings: RunnerSettings, steps
     def death(params: Params, before: EnvState, action: Tensor, after: EnvState) -> Tensor:
         return fallen(after.physics).to(action.dtype)
 
+    def metrics(params: Params, before: EnvState, action: Tensor, after: EnvState) -> dict[str, Any]:
+        return {"forward_velocity": after.physics.qvel[0], **watched(params, before, action, after)}
+
     def term(name: str, weight: float, fn: Callable[[Params, EnvState, Tensor, EnvState], Tensor]) -> Term:
         """A term of `weight` per control step that a fall leaves out."""
 
@@ -148,7 +159,7 @@ def make_runner(engine: MujocoEngine, name: str, settings: RunnerSettings, steps
         initial=initial,
         observe=observe,
         terminate=lambda params, physics: fallen(physics),
-        metrics=lambda params, before, action, after: {"speed": after.physics.qvel[0], "height": after.physics.qpos[2]},
+        metrics=metrics,
         terms=[
             term("progress", 1.0, progress),
             term("alive", s.alive, alive),

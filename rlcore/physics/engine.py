@@ -25,6 +25,7 @@ from torch import Tensor
 from rlcore.errors import InputError
 from rlcore.jit import DIRECT, tracing
 from rlcore.tree import pytree, replace
+from rlcore.wall_time import PHYSICS, timed
 
 # What can be wrong with a step, as `PhysicsState.fault` tells it.
 FAULT_NONE, FAULT_ENGINE, FAULT_UNSTABLE, FAULT_ACTION = 0, 1, 2, 3
@@ -469,14 +470,15 @@ def _physics_step_rows(
     sensordata: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     engine, lead = _engine(handle), qpos.shape[:-1]
-    out, fault = engine.step_rows(
-        _named_fields(engine, names, fields),
-        _rows(engine, (time, qpos, qvel, act, warmstart, sensordata)),
-        _flatten(ctrl, 1),
-        None if wrench is None else _flatten(wrench, 2),
-        substeps,
-        None if key is None else _flatten(key, 1),
-    )
+    with timed(PHYSICS):
+        out, fault = engine.step_rows(
+            _named_fields(engine, names, fields),
+            _rows(engine, (time, qpos, qvel, act, warmstart, sensordata)),
+            _flatten(ctrl, 1),
+            None if wrench is None else _flatten(wrench, 2),
+            substeps,
+            None if key is None else _flatten(key, 1),
+        )
     return (
         out.time.reshape(lead),
         out.qpos.reshape(qpos.shape),
@@ -516,7 +518,9 @@ def _physics_forward_rows(
 ) -> Tensor:
     engine = _engine(handle)
     rows = _rows(engine, (time, qpos, qvel, act, warmstart, sensordata))
-    return engine.forward_rows(_named_fields(engine, names, fields), rows, _flatten(mask, 0)).reshape(sensordata.shape)
+    with timed(PHYSICS):
+        out = engine.forward_rows(_named_fields(engine, names, fields), rows, _flatten(mask, 0))
+    return out.reshape(sensordata.shape)
 
 
 _physics_forward = torch.library.custom_op("rlcore::physics_forward", _physics_forward_rows, mutates_args=())

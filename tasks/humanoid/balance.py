@@ -4,10 +4,10 @@ The policy sees what a real robot measures: angular velocity, the direction of g
 and its own last action. The value function also sees what only a simulation knows.
 """
 
-import torch
 from torch import Tensor
 
 from rlcore.env import Env, EnvState, Params, make_env, random_pushes, time_limit
+from rlcore.monitoring import robot_metrics
 from rlcore.physics.engine import PhysicsState
 from rlcore.rewards import Term, action_rate, alive, exponential, locomotion
 from tasks.humanoid.body import FALLEN_HEIGHT, STANDING_HEIGHT, make_humanoid
@@ -52,15 +52,6 @@ def make_humanoid_balance(
         """`||qd||^2`, (rad/s)^2."""
         return robot.joint_velocity(after.physics).square().sum()
 
-    def metrics(params: Params, before: EnvState, action: Tensor, after: EnvState) -> dict[str, Tensor]:
-        torques = robot.joint_torque(after.physics)
-        return {
-            "torque": torques.abs().mean(),
-            "power": (torques * robot.joint_velocity(after.physics)).abs().sum(),
-            "height": robot.height(after.physics),
-            "speed": torch.sqrt(after.physics.qvel[:2].square().sum()),
-        }
-
     def posture(params: Params, before: EnvState, action: Tensor, after: EnvState) -> Tensor:
         """`exp(-mean((q - q0)^2) / 0.3^2)`: near the standing pose."""
         return exponential((robot.joint_position(after.physics) - robot.pose).square().mean(), 0.3)
@@ -74,7 +65,7 @@ def make_humanoid_balance(
         action_bounds=action_bounds,
         observe=observe,
         terminate=terminate,
-        metrics=metrics,
+        metrics=robot_metrics(engine, robot, 0.02),
         terms=[
             Term("alive", 1.0, alive),
             Term("upright", 1.0, locomotion.upright(robot, 0.3)),

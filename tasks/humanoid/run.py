@@ -75,6 +75,7 @@ def make_humanoid_run(num_threads: int = 0, steps: int = EPISODE_STEPS) -> Env:
         death=-1.0,
         foot_sensors=[f"{side}_foot_{what}" for side in ("left", "right") for what in ("force", "torque")],
         foot_scale=0.01,
+        feet=("left_foot", "right_foot"),
         joint_velocity_scale=0.1,
         joint_sensors=[f"{joint}_torque" for joint in engine.model.actuators],
         joint_force_scale=0.01,

@@ -16,6 +16,7 @@ from rlcore import rewards, terminations
 from rlcore.commands import VelocityCommands, command_values, velocity_commands
 from rlcore.curriculum import Stage, curriculum
 from rlcore.env import Env, EnvState, Params, Transition, make_env, random_pushes, time_limit
+from rlcore.monitoring import robot_metrics
 from rlcore.rewards import Term, locomotion
 from tasks.humanoid import body
 
@@ -86,17 +87,17 @@ def make_humanoid_velocity(
         }
         return {"policy": policy, "critic": {**policy, **privileged}}
 
-    def metrics(params: Params, before: EnvState, action: Tensor, after: EnvState) -> dict[str, Tensor]:
-        velocity, torques = robot.heading_velocity(after.physics), robot.joint_torque(after.physics)
+    watched = robot_metrics(engine, robot, dt)
+
+    def metrics(params: Params, before: EnvState, action: Tensor, after: EnvState) -> dict[str, Any]:
+        velocity = robot.heading_velocity(after.physics)
         command = before.memory["command"]["velocity"]
         error = velocity[:2] - command[:2]
         return {
             "velocity_error": torch.sqrt((error * error).sum()),
             "yaw_rate_error": (robot.yaw_rate(after.physics) - command[2]).abs(),
             "forward_velocity": velocity[0],
-            "torque": torques.abs().mean(),
-            "power": (torques * robot.joint_velocity(after.physics)).abs().sum(),
-            "height": robot.height(after.physics),
+            **watched(params, before, action, after),
             **terminations.ended_by(rules, ENDINGS, params, after.physics),
         }
 

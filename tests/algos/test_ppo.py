@@ -21,6 +21,7 @@ from algos.ppo import (
 from rlcore import random, tree
 from rlcore.env import auto_reset, make_env, scale_actions, time_limit
 from rlcore.errors import InputError
+from rlcore.measurement import Parts, Ratio
 from rlcore.networks import mlp
 from rlcore.normalize import denormalize, normalize
 from rlcore.physics.engine import BatchEngine, ModelInfo
@@ -414,6 +415,8 @@ def test_metrics_of_a_trajectory():
         assert float(metrics["episode/return"]) == pytest.approx(2.0)
         assert float(metrics["episode/length"]) == 2.0
         assert float(metrics["episode/fall_rate"]) == fall_rate
+        # Four robots for six seconds are 0.4 minutes.
+        assert float(metrics["episode/falls_per_minute"]) == pytest.approx(12 / 0.4 if end == "terminated" else 0.0)
         for name in ("reward", "reward_raw", "episode_reward", "episode_reward_raw"):
             assert float(metrics[f"{name}/alive"]) == pytest.approx(1.0), name
         assert float(metrics["env/faults"]) == 0.0
@@ -421,6 +424,26 @@ def test_metrics_of_a_trajectory():
     _, metrics = endless.update(endless.init(random.key(0)))
     assert math.isnan(float(metrics["episode/return"])) and float(metrics["episode/ended"]) == 0
     assert math.isnan(float(metrics["episode_reward/alive"])) and float(metrics["reward_raw/alive"]) == 1.0
+
+
+def test_metrics_of_the_environment_are_means_under_names_of_their_own():
+    def count(params, before, action, after):
+        # Steps 1, 2 and 3 of an episode: of the second one nothing can be said.
+        t = after.physics.qpos[0]
+        said = torch.where(t == 2, 0.0, t)
+        return {
+            "time": t,
+            "group/time": 2 * t,
+            "leg": Parts(torch.stack([t, -t]), ("left", "right")),
+            "cost": Ratio(said, torch.where(t == 2, 0.0, 4.0)),
+        }
+
+    ppo = make_ppo(stream(alive_only=True, metrics=count), SMALL)
+    _, metrics = ppo.update(ppo.init(random.key(0)))
+    # Six steps are two episodes of three: 2 on average; (1 + 3) / (4 + 4).
+    expected = {"env/time": 2.0, "group/time": 4.0, "leg/left": 2.0, "leg/right": -2.0, "env/cost": 0.5}
+    assert {name: float(metrics[name]) for name in expected} == pytest.approx(expected)
+    assert not {"env/leg", "cost", "env/fault"} & set(metrics)
 
 
 # --- Tiny worlds ---
@@ -470,7 +493,7 @@ def tiny(observe, reward, *, end="truncated", length=1, context=lambda key: torc
     return auto_reset(time_limit(env, length) if end == "truncated" else env)
 
 
-def stream(*, alive_only=False, critic=False, end="truncated", length=3):
+def stream(*, alive_only=False, critic=False, end="truncated", length=3, metrics=None):
     def observe(qpos):
         return {"policy": {"one": qpos[:1]}} | ({"critic": {"both": qpos}} if critic else {})
 
@@ -485,6 +508,7 @@ def stream(*, alive_only=False, critic=False, end="truncated", length=3):
         observe=lambda params, state: observe(state.physics.qpos),
         terms=[Term("alive", 1.0, alive)],
         terminate=(lambda p, s: s.qpos[0] >= length) if end == "terminated" else (lambda p, s: s.time < 0),
+        metrics=metrics,
     )
     return auto_reset(time_limit(made, length) if end == "truncated" else made)
 

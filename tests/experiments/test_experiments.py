@@ -3,6 +3,7 @@
 import inspect
 import json
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -17,11 +18,13 @@ import torch
 from experiments import evaluate, play, ppo_cartpole, ppo_humanoid_balance, replay
 from experiments.cli import command, load_run, restore_policy, run
 from experiments.recording import film, recorded_faults
-from rlcore import random
+from rlcore import random, rotations
+from rlcore.commands import fixed_command
 from rlcore.errors import InputError
 from rlcore.physics.engine import drain_faults
 from rlcore.rollout import evaluate as run_episodes
 from rlcore.run_directory import write_faults
+from tasks.humanoid.velocity import make_humanoid_velocity
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = [
@@ -89,6 +92,13 @@ def call(capsys):
 def test_training_leaves_what_it_says(runs):
     lines = [json.loads(line) for line in (runs.cartpole / "metrics.jsonl").read_text().splitlines()]
     assert [line["iteration"] for line in lines if "iteration" in line][-1] == 2
+    for line in lines:
+        shares = [line[f"time/{what}_share"] for what in ("physics", "policy_and_env", "learning")]
+        assert min(shares) > 0 and sum(shares) == pytest.approx(1.0)
+    watched = json.loads((runs.humanoid / "metrics.jsonl").read_text().splitlines()[-1])
+    assert {"torque/left_knee", "torque_group/knee", "contact/both", "env/power", "env/cost_of_transport"} <= set(
+        watched
+    )
     for directory in (runs.cartpole, runs.humanoid):
         names = {path.name for path in directory.iterdir()}
         assert {"config.json", "metrics.jsonl", "checkpoints", "tensorboard", "learning_curves.png"} <= names
@@ -160,7 +170,10 @@ def test_evaluation_of_the_humanoid_tells_its_metrics(runs, call, tmp_path):
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert figures["task"] == "humanoid_balance"
     assert 0 < figures["longest_steps"] <= 0.4 / load_run(runs.humanoid).experiment.env.spec.control_dt + 1e-9
-    assert figures["metrics"] and all(name in out for name in figures["metrics"])
+    assert {"torque/left_knee", "cost_of_transport", "contact/both"} <= set(figures["metrics"])
+    assert all(name in out for name in figures["metrics"])
+    minutes = 3 * figures["length_seconds"]["mean"] / 60
+    assert figures["falls_per_minute"] == pytest.approx((3 - figures["survived"]["count"]) / minutes)
 
 
 def test_one_episode_has_no_confidence_in_its_mean(run_dir, call):
@@ -202,6 +215,11 @@ def test_mean_interval():
     mean, low, high = evaluate.mean_interval(torch.tensor([1, 2, 4, 5]))
     assert (mean, low, high) == pytest.approx((3.0, 3 - 1.7892, 3 + 1.7892), abs=1e-4)
     assert evaluate.mean_interval(torch.tensor([2.0])) == (2.0, -math.inf, math.inf)
+    # Episodes without a value count for nothing.
+    assert evaluate.mean_interval(torch.tensor([1.0, math.nan, 2.0, 4.0, 5.0])) == pytest.approx(
+        (3.0, 3 - 1.7892, 3 + 1.7892), abs=1e-4
+    )
+    assert all(map(math.isnan, evaluate.mean_interval(torch.tensor([math.nan]))))
 
 
 # --- Watching ---
@@ -236,6 +254,40 @@ def test_a_film_holds_still_after_a_fall(runs, tmp_path):
     shown = len(range(0, length + 1, 2))
     assert told[-1] == ("filming", shown, shown)
     assert len(pictures) == shown
+
+
+def test_a_film_tells_the_command_and_the_true_velocity(tmp_path, monkeypatch):
+    texts = []
+
+    def blank(model, qpos, **settings):
+        texts.append(settings.get("caption"))
+        return np.zeros((len(qpos), 8, 8, 3), np.uint8)
+
+    monkeypatch.setattr("rlcore.video.render_frames", blank)
+    env = make_humanoid_velocity(1, seconds=2.0, stages=())
+    env = env._replace(params=fixed_command(env.params, 0.8, -0.05, 0.3))
+    still = lambda obs: torch.zeros(len(obs["policy"]), 21)  # noqa: E731
+    episodes = film(env, still, tmp_path / "film.mp4", key=random.key(3), num_robots=2)
+    first, *captions = texts  # the first picture only tries the renderer
+    assert first is None and len(captions) == 2
+    for robot, caption in enumerate(captions):
+        assert {lines[0] for lines in caption} == {"told +0.80 m/s   -0.05 left  +0.30 rad/s"}
+        length = int(episodes.lengths[robot])
+        assert len(caption) == len(range(0, len(episodes.qpos), 2))
+        for place, lines in enumerate(caption):
+            found = re.fullmatch(r"does ([ +-]+[0-9.]+) m/s +([ +-]+[0-9.]+) left .* rad/s  [(]0.5 s mean[)]", lines[1])
+            assert found is not None, lines[1]
+            step = min(2 * place, length)
+            if step < 26:
+                continue
+            # What it went in half a second, seen in the heading that it has hardly changed, over that time.
+            qpos = episodes.qpos[step - 25 : step + 1, robot]
+            gone = (qpos[-1, :2] - qpos[0, :2]) / 0.5
+            c, s = rotations.heading(qpos[:, 3:7].mean(0)).tolist()
+            expected = [c * gone[0] + s * gone[1], c * gone[1] - s * gone[0]]
+            shown = [float(number.replace(" ", "")) for number in found.groups()]
+            assert shown == pytest.approx(expected, abs=0.05), step
+    assert env.spec.control_dt == 0.02
 
 
 def test_a_camera_that_is_not_there_is_told_before_an_episode_is_run(runs, call, monkeypatch, tmp_path):

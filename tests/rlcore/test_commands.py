@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from rlcore import random, rotations, tree
-from rlcore.commands import VelocityCommands, command_values, fixed_command, velocity_commands
+from rlcore.commands import VelocityCommands, command_values, fixed_command, true_velocity, velocity_commands
 from rlcore.env import auto_reset, batch, make_env, time_limit
 from rlcore.errors import InputError
 from rlcore.rewards import Term
@@ -98,6 +98,21 @@ def test_small_commands_are_zero():
     state, _ = torch.func.vmap(plain.reset, in_dims=(None, 0))(plain.params, random.split(random.key(0), 1000))
     assert torch.equal(state.memory["command"]["velocity"].norm(dim=1) < 0.6, size == 0)
     assert 20 < int((size == 0).sum()) < 500
+
+
+def test_the_true_velocity_is_what_a_command_means():
+    # It faces north and leans: a world velocity of (-0.2, 1, 0.3) is 1 forward and 0.2 left. Rolled by 30 degrees, 2
+    # rad/s about the base's own axis are 2 cos 30 about the vertical.
+    roll = exact([math.cos(math.pi / 12), math.sin(math.pi / 12), 0.0, 0.0])
+    quaternion = rotations.multiply(rotations.from_yaw(exact(math.pi / 2)), roll)
+    qpos = torch.cat([exact([5.0, 6.0, 7.0]), quaternion, exact([0.3])])
+    state = engine().initial(qpos, exact([-0.2, 1.0, 0.3, 0.0, 0.0, 2.0, 9.0]))
+    velocity = true_velocity(engine().model)
+    expected = exact([1.0, 0.2, math.sqrt(3)])
+    torch.testing.assert_close(velocity(state), expected)
+    torch.testing.assert_close(velocity(tree.stack([state, turned(0.4), state]))[[0, 2]], expected.expand(2, 3))
+    with pytest.raises(InputError, match="needs a free joint"):
+        true_velocity(engine().model, engine().model.actuator_joints[0])
 
 
 def test_a_fixed_command_is_exactly_that():

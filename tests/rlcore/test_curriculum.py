@@ -10,6 +10,7 @@ from rlcore.commands import VelocityCommands, command_values, velocity_commands
 from rlcore.curriculum import Stage, at_level, curriculum
 from rlcore.env import auto_reset, batch, make_env, observation_history, random_pushes, time_limit
 from rlcore.errors import InputError
+from rlcore.measurement import scalars
 from rlcore.rewards import Term, alive
 from tests.rlcore.test_env import DT, actions, assert_same, at_rest, engine, initial, rollout, rows
 
@@ -111,6 +112,11 @@ def test_each_robot_keeps_its_level_across_resets():
     # The level that is logged is that of the step's episode, not of the next one.
     assert transitions.metrics["curriculum_level"][STEPS - 1 : STEPS + 1].tolist() == [[1, 1, 1], [0, 1, 2]]
     assert torch.equal(transitions.metrics["curriculum_score"], acts[:, :, 0].double())
+    # The share of the three robots at each stage: all at the second, then one at each.
+    stages = scalars(tree.map_leaves(lambda x: x.mean(1), {"at": transitions.metrics["curriculum_stage"]}))
+    assert stages.keys() == {"at/stand", "at/walk", "at/turn"}
+    assert [stages[f"at/{name}"][STEPS - 1].item() for name in ("stand", "walk", "turn")] == [0.0, 1.0, 0.0]
+    assert [stages[f"at/{name}"][STEPS].item() for name in ("stand", "walk", "turn")] == pytest.approx([1 / 3] * 3)
     # All else begins anew.
     assert states.steps[STEPS - 1].tolist() == [0, 0, 0] and not states.memory["last_action"][STEPS - 1].any()
 

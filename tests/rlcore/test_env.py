@@ -26,6 +26,7 @@ from rlcore.env import (
     time_limit,
 )
 from rlcore.errors import InputError
+from rlcore.measurement import Parts
 from rlcore.physics.engine import FAULT_ACTION, drain_faults
 from rlcore.physics.mujoco import MujocoEngine
 from rlcore.rewards import Term, action_rate, action_size, alive, termination
@@ -265,6 +266,15 @@ def test_memory_and_metrics_of_a_task():
         assert transition.metrics["twice"] == (0 if math.isnan(value) else 2 * value)
     # 0.25 - 1 + 0.5: an action that is no number is remembered as none.
     assert state.memory["pushed"] == -0.25
+
+
+def test_metrics_of_a_wrong_shape_are_refused():
+    for value, words in (
+        (torch.zeros(2), r"metric 'speed' must be one number \[\], got shape \[2\]"),
+        (Parts(torch.zeros(1), ("left", "right")), r"metric 'speed' must be \[2\] for left, right"),
+    ):
+        with pytest.raises(InputError, match=words):
+            bug(metrics=lambda params, before, action, after, value=value: {"speed": value})
 
 
 def test_terms_see_whether_the_step_ended_the_episode():

@@ -10,7 +10,11 @@ from rlcore.metrics import (
     METRICS_FILE,
     Console,
     MetricsFile,
+    Panel,
     TensorBoard,
+    _draw,
+    _smooth,
+    learning_panels,
     plot_learning_curves,
     read_metrics,
     write_atomically,
@@ -167,3 +171,58 @@ def plot_learning_curves_of(run_dir, names):
 def test_no_curves_without_metrics(tmp_path):
     (tmp_path / METRICS_FILE).write_text("")
     assert plot_learning_curves(tmp_path) is None
+
+
+def test_panels_by_the_names_that_a_run_has():
+    names = [
+        "episode/return", "torque/left_knee", "torque_group/knee", "torque_group/all", "contact/none", "contact/both",
+        "contact/landings_per_second", "env/power", "time/iteration_seconds", "time/physics_share",
+        "time/learning_share", "curriculum_stage/walk", "curriculum_stage/vary_speed",
+    ]  # fmt: skip
+    shown = {panel.title: panel for panel in learning_panels(names) if panel.names}
+    assert shown["torque by group of joints, Nm"].names == ["torque_group/knee", "torque_group/all"]
+    assert shown["feet on the ground, share of time"].names == ["contact/none", "contact/both"]
+    assert shown["landings (1/s) and air time (s)"].names == ["contact/landings_per_second"]
+    assert shown["power (W), cost of transport"].names == ["env/power"]
+    assert shown["share of wall time"].labels == ["physics", "learning"]
+    assert shown["share of robots at each stage"].labels == ["walk", "vary speed"]
+    assert len(shown) == 7 and "losses" not in shown
+    assert not [panel for panel in learning_panels([]) if panel.names]
+
+
+def drawn(panel, curves):
+    """The axes of one panel, the second scale last, drawn over 10, 20, ... steps."""
+    from matplotlib.figure import Figure
+
+    figure = Figure()
+    _draw(figure.add_subplot(), panel, [10 * (i + 1) for i in range(len(curves[0]))], curves)
+    return figure.axes
+
+
+def test_a_panel_without_a_number_says_why():
+    nothing = [math.nan] * 3
+    (axes,) = drawn(Panel("return", ["episode/return"], empty="no episode has ended yet"), [nothing])
+    assert [text.get_text() for text in axes.texts] == ["no episode has ended yet"] and not axes.lines
+    first, second = drawn(Panel("both", ["a/b", "c/d"], empty="no robot moved"), [[1.0, 2.0, 4.0], nothing])
+    assert not first.texts and first.get_ylabel() == "a/b" and second.get_ylabel() == "c/d (no robot moved)"
+
+
+def test_one_scale_has_a_legend_and_two_have_labels():
+    curves = [[1.0, 2.0, 3.0], [10.0, math.nan, 30.0]]
+    (axes,) = drawn(Panel("torque", ["t/knee", "t/hip"], ["knee", "hip"]), curves)
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["knee", "hip"]
+    low, high = axes.get_ylim()
+    assert low < 1.0 and high > 30.0
+    (axes,) = drawn(Panel("share", ["t/a", "t/b"], ["a", "b"], (0.0, 1.0)), [[0.2, 0.3], [0.4, 0.5]])
+    assert axes.get_ylim() == (0.0, 1.0)
+    assert [axes.get_ylabel() for axes in drawn(Panel("two", ["t/a", "t/b"]), curves)] == ["t/a", "t/b"]
+
+
+def test_moving_averages_skip_gaps_and_shrink_at_the_ends():
+    assert _smooth([1.0, math.nan, 3.0])[::2] == [1.0, 3.0]
+    values = [float(i * i) for i in range(121)]  # a window of two on either side
+    values[60] = math.nan
+    smooth = _smooth(values)
+    assert smooth[:3] == pytest.approx([0.0, (0 + 1 + 4) / 3, (0 + 1 + 4 + 9 + 16) / 5])
+    assert smooth[60] == pytest.approx((58**2 + 59**2 + 61**2 + 62**2) / 4)
+    assert smooth[-1] == 120**2 and all(map(math.isnan, _smooth([math.nan] * 3)))

@@ -7,6 +7,7 @@ from rlcore import random, tree
 from rlcore.distributions import gaussian_sample
 from rlcore.env import auto_reset, batch, observation_history, scale_actions
 from rlcore.errors import InputError
+from rlcore.measurement import Parts, Ratio
 from rlcore.rollout import count_episodes, episode_metrics, evaluate, no_episodes, unroll
 from tasks.cartpole import make_cartpole
 
@@ -146,6 +147,26 @@ def test_metrics_are_means_and_faults_are_told():
     assert episodes.metrics["fault"].tolist() == [0.0, 0.25, 0.0]
     assert told == [(i, 3 if i < 4 else 2 if i < 10 else 0) for i in range(1, 11)]
     assert torch.isfinite(episodes.returns).all()
+
+
+def test_measurements_are_averaged_over_each_episode():
+    env = scale_actions(make_cartpole(1, seconds=0.8))
+
+    def step(params, state, action):
+        after, transition = env.step(params, state, action)
+        time = after.steps.double()
+        late = torch.where(time > 3, 1.0, 0.0)
+        measured = {"t": Parts(torch.stack([time, -time]), ("on", "back")), "late": Ratio(late * time, late)}
+        return after, tree.replace(transition, metrics={**transition.metrics, **measured})
+
+    episodes = evaluate(env._replace(step=step), nothing, random.key(3), 5)
+    assert episodes.metrics.keys() == {"fault", "t/on", "t/back", "late"}
+    n = episodes.lengths.double()
+    assert len(n.unique()) > 1 and float(n.min()) > 3
+    # 1 to n is (n + 1) / 2 on average, and 4 to n is (n + 4) / 2.
+    torch.testing.assert_close(episodes.metrics["t/on"], (n + 1) / 2)
+    torch.testing.assert_close(episodes.metrics["t/back"], -(n + 1) / 2)
+    torch.testing.assert_close(episodes.metrics["late"], (n + 4) / 2)
 
 
 def test_parameters_are_those_given():

@@ -61,7 +61,7 @@ def test_a_tensor_renders_as_its_array_does_and_the_model_is_not_written_to(mode
     np.testing.assert_array_equal(a, b)
 
 
-def test_overlay_changes_only_the_corner_and_progress_counts(model):
+def test_texts_change_only_their_corners_and_progress_counts(model):
     qpos = np.zeros((2, 1))
     calls = []
     plain = render_frames(model, qpos, width=160, height=120)
@@ -78,6 +78,10 @@ def test_overlay_changes_only_the_corner_and_progress_counts(model):
     changed = np.nonzero((plain[0] != text[0]).any(axis=-1))
     assert len(changed[0]) > 50 and changed[0].max() < 60 and changed[1].max() < 120
     assert text[0][:60, :120].max() > 200
+    captioned = render_frames(model, qpos, width=160, height=120, caption=[["told 0.5", "does 0.4"], ""])
+    np.testing.assert_array_equal(plain[1], captioned[1])
+    changed = np.nonzero((plain[0] != captioned[0]).any(axis=-1))
+    assert len(changed[0]) > 50 and changed[0].min() > 60 and changed[0].max() < 120 and changed[1].max() < 120
     # The text is drawn on a copy.
     picture = np.zeros((40, 60, 3), np.uint8)
     draw_text(picture, "x")
@@ -91,6 +95,7 @@ def test_overlay_changes_only_the_corner_and_progress_counts(model):
         ({"camera": 3}, "camera"),
         ({"qpos": np.zeros((2, 4))}, "qpos"),
         ({"overlay": ["one"]}, "overlay"),
+        ({"caption": ["one", "two"]}, "caption"),
         ({"width": 0}, "width"),
     ],
 )

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from algos.ppo import PPOConfig, make_ppo
 from rlcore import random, symmetry, tree
 from rlcore.commands import fixed_command
 from rlcore.curriculum import at_level
@@ -94,6 +95,25 @@ def test_random_actions_make_no_faults_and_falls_are_told_by_their_rule(env):
         penalty = transition.terms["termination"]
         assert torch.equal(penalty, torch.where(ended, 0.02 * env.params.weights["termination"], 0.0))
     assert fallen > NUM and not drain_faults()
+
+
+def test_what_is_watched_changes_no_bit_of_what_is_learned(env):
+    def unwatched(params, state, action):
+        after, transition = env.step(params, state, action)
+        return after, tree.replace(transition, metrics={"fault": transition.metrics["fault"]})
+
+    config = PPOConfig(num_envs=8, num_steps=6, num_minibatches=2, policy_layers=(8,), value_layers=(8,))
+    states = []
+    for task in (env, env._replace(step=unwatched)):
+        learner = make_ppo(auto_reset(task), config)
+        state = learner.init(random.key(0))
+        for _ in range(2):
+            state, metrics = learner.update(state)
+        states.append((state, metrics))
+    (watched, more), (plain, few) = states
+    assert {"torque/left_knee", "contact/both", "env/cost_of_transport"} <= more.keys() - few.keys()
+    for (name, x), (_, y) in zip(tree.named_leaves(watched), tree.named_leaves(plain), strict=True):
+        assert torch.equal(x, y), name
 
 
 def test_observations_and_commands_have_a_mirror_image(whole):
