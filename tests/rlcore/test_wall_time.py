@@ -57,7 +57,10 @@ def test_engines_and_rollouts_are_timed():
     drain_seconds()
     state, obs = batched.reset(env.params, random.split(random.key(0), 3))
     assert drain_seconds().keys() == {PHYSICS}
-    act = lambda actor, obs, key: (torch.zeros(3, 1), {})  # noqa: E731
+
+    def act(actor, obs, key):
+        return torch.zeros(3, 1), {}
+
     unroll(batched, act)(None, env.params, state, obs, random.split(random.key(1), 4))
     seconds = drain_seconds()
     assert 0 < seconds[PHYSICS] < seconds[ROLLOUT]
