@@ -41,6 +41,8 @@ def test_shares_by_hand():
         "time/policy_and_env_share": 0.0,
         "time/learning_share": 0.0,
     }
+    # An engine on a GPU is not timed apart.
+    assert shares({ROLLOUT: 6.0}, 8.0) == {"time/rollout_share": 0.75, "time/learning_share": 0.25}
     assert shares({PHYSICS: 2.0}, 8.0) == {}
 
 
