@@ -67,7 +67,10 @@ def unroll(env: Env, act: Act) -> Callable[[Any, Params, EnvState, Obs, Tensor],
                 for key in keys.unbind(0):
                     state, obs, step = control_step(actor, params, state, obs, key)
                     steps.append(step)
-            return state, obs, tree.stack(steps)
+            trajectory = tree.stack(steps)
+            if trajectory.action.is_cuda:
+                torch.cuda.synchronize(trajectory.action.device)  # or the time would be that of giving orders
+        return state, obs, trajectory
 
     return run
 

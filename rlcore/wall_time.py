@@ -1,7 +1,8 @@
 """Where wall time goes: seconds by name, added up on this machine until somebody asks.
 
 A log, as recorded faults are: nothing that is computed depends on it, so a function that is timed stays pure. What is
-timed is the call. Work that a device does on its own after the call has returned is found where something waits for it.
+timed is a call on the host. A GPU works on after the call has returned, so whoever times work there waits for it first,
+or does not time it: `unroll` waits, once for all its steps, and an engine on a GPU is not timed.
 """
 
 import time
@@ -36,15 +37,18 @@ def shares(seconds: dict[str, float], total: float) -> dict[str, float]:
 
     Returns:
       `time/physics_share`: in the engine. `time/policy_and_env_share`: the rest of the rollout, which is the policy,
-      observations, rewards and resets. `time/learning_share`: the rest of the iteration.
-      Empty where nothing was rolled out.
+      observations, rewards and resets. `time/learning_share`: the rest of the iteration. Where no engine was timed,
+      `time/rollout_share` stands for the first two; empty where nothing was rolled out.
     """
     if ROLLOUT not in seconds or not total > 0:
         return {}
     rollout = min(seconds[ROLLOUT], total)
-    physics = min(seconds.get(PHYSICS, 0.0), rollout)
+    learning = {"time/learning_share": (total - rollout) / total}
+    if PHYSICS not in seconds:
+        return {"time/rollout_share": rollout / total, **learning}
+    physics = min(seconds[PHYSICS], rollout)
     return {
         "time/physics_share": physics / total,
         "time/policy_and_env_share": (rollout - physics) / total,
-        "time/learning_share": (total - rollout) / total,
+        **learning,
     }

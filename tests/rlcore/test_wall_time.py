@@ -41,6 +41,8 @@ def test_shares_by_hand():
         "time/policy_and_env_share": 0.0,
         "time/learning_share": 0.0,
     }
+    # An engine on a GPU is not timed apart.
+    assert shares({ROLLOUT: 6.0}, 8.0) == {"time/rollout_share": 0.75, "time/learning_share": 0.25}
     assert shares({PHYSICS: 2.0}, 8.0) == {}
 
 
@@ -57,7 +59,10 @@ def test_engines_and_rollouts_are_timed():
     drain_seconds()
     state, obs = batched.reset(env.params, random.split(random.key(0), 3))
     assert drain_seconds().keys() == {PHYSICS}
-    act = lambda actor, obs, key: (torch.zeros(3, 1), {})  # noqa: E731
+
+    def act(actor, obs, key):
+        return torch.zeros(3, 1), {}
+
     unroll(batched, act)(None, env.params, state, obs, random.split(random.key(1), 4))
     seconds = drain_seconds()
     assert 0 < seconds[PHYSICS] < seconds[ROLLOUT]
