@@ -1,7 +1,8 @@
 """The command line of an experiment, and the way back from a run on disk to the experiment that made it.
 
 An experiment module has a frozen dataclass `Config`, whose docstring is the help text and which has at least
-the fields `seed: int` and `training: TrainingConfig`; a function `build(config) -> Experiment`; and ends with
+the fields `seed: int` and `training: TrainingConfig`; a function `build(config) -> Experiment`; and ends with the
+lines below. A field `episode_seconds: float` lets evaluation, films and reports choose another length of episodes.
 
     if __name__ == "__main__":
         run(Config, build)
@@ -14,6 +15,8 @@ import importlib
 import importlib.util
 import io
 import math
+import os
+import shlex
 import sys
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -29,7 +32,7 @@ from cattrs.strategies import configure_union_passthrough
 from rlcore import random
 from rlcore.errors import InputError
 from rlcore.experiment import Experiment
-from rlcore.run_directory import CHECKPOINTS, RunRecord, read_record
+from rlcore.run_directory import CHECKPOINTS, HoldsRuns, RunRecord, read_record
 from rlcore.training import TrainingFailed, train
 
 Build = Callable[[Any], Experiment]
@@ -39,12 +42,15 @@ def run(config_class: type, build: Build, argv: Sequence[str] | None = None) -> 
     """Parse the command line, build the experiment, train it.
 
     With `--training.resume RUN`, fields that are not given have the values that RUN was started with, and
-    only those of `training` may be given others. The exit code is 2 for a mistake in the input, with one line
-    on standard error and nothing left behind; 1 if training failed; 130 after Ctrl-C outside the training
-    loop. A run that Ctrl-C ended with a checkpoint leaves with 0.
+    only those of `training`, and `num_threads`, may be given others. The exit code is 2 for a mistake in the
+    input, with one line on standard error and nothing left behind; 1 if training failed; 130 after Ctrl-C outside
+    the training loop. A run that Ctrl-C ended with a checkpoint leaves with 0.
     """
+    arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        _run(config_class, build, list(sys.argv[1:] if argv is None else argv))
+        _run(config_class, build, arguments)
+    except HoldsRuns as error:
+        _leave(2, f"{error}{_with_newest(_program(build), arguments, error)}")
     except InputError as error:
         _leave(2, str(error))
     except TrainingFailed as error:
@@ -56,9 +62,11 @@ def run(config_class: type, build: Build, argv: Sequence[str] | None = None) -> 
 def command(config_class: type, main: Callable[[Any], None], argv: Sequence[str] | None = None) -> None:
     """Parse the command line of a program that trains nothing and call `main(config)`; exit codes as in `run`."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    module, file = _origin(main)
+    program = _program(main)
     try:
-        main(_parse(config_class, arguments, None, f"python -m {module}" if file is None else f"python {file}"))
+        main(_parse(config_class, arguments, None, program))
+    except HoldsRuns as error:
+        _leave(2, f"{error}{_with_newest(program, arguments, error)}")
     except InputError as error:
         _leave(2, str(error))
     except OSError as error:
@@ -102,7 +110,7 @@ def progress_line() -> Iterator[Callable[[str], None]]:
 
 def _run(config_class: type, build: Build, argv: list[str]) -> None:
     module, file = _origin(build)
-    command = f"{_python()} -m {module}" if file is None else f"{_python()} {file}"
+    command = _program(build)
     saved, resume = None, _resume_argument(argv)
     if resume is not None:
         old = read_record(resume)
@@ -133,15 +141,28 @@ def _run(config_class: type, build: Build, argv: list[str]) -> None:
                 render=experiment.render,
                 faults=experiment.faults,
             )
+            if result.stopped == "iterations":
+                print("next:")
+                for line in _what_next(experiment.evaluation_env, result.run_dir, config.training.tensorboard):
+                    print(f"  {line}")
         finally:
             if experiment.close is not None:
                 experiment.close()
-    if result.stopped == "iterations":
-        print("next:")
-        print(f"  {_python()} -m experiments.play {result.run_dir}")
-        print(f"  {_python()} -m experiments.evaluate {result.run_dir}")
-        if config.training.tensorboard:
-            print(f"  tensorboard --logdir {result.run_dir / 'tensorboard'}")
+
+
+def _what_next(env: Any, run_dir: Path, tensorboard: bool) -> list[str]:
+    """The commands that show what a finished run has learned."""
+    from experiments.report import lacking
+
+    programs = ["play", "evaluate"]
+    if env is not None and not lacking(env):
+        programs.append("report")
+    python, place = _python(), shlex.quote(str(run_dir))
+    lines = [f"{python} -m experiments.{program} {place}" for program in programs]
+    if tensorboard:
+        install = "" if importlib.util.find_spec("tensorboard") else f"{python} -m pip install tensorboard && "
+        lines.append(f"{install}{python} -m tensorboard.main --logdir {shlex.quote(str(run_dir / 'tensorboard'))}")
+    return lines
 
 
 @contextlib.contextmanager
@@ -163,11 +184,29 @@ def on_device_of(config: Any) -> Iterator[None]:
 
 
 def _python() -> str:
-    """This interpreter, as short as it can be typed here."""
-    try:
-        return str(Path(sys.executable).relative_to(Path.cwd()))
-    except ValueError:
+    """This interpreter, as it can be typed here: its path from the working directory if it is inside."""
+    if not sys.executable:
         return "python"
+    try:
+        inside = str(Path(sys.executable).relative_to(Path.cwd()))
+    except ValueError:
+        return shlex.quote(sys.executable)
+    return shlex.quote(inside if os.sep in inside else f"./{inside}")
+
+
+def _program(main: Callable[..., Any]) -> str:
+    """How to run the program whose function this is."""
+    module, file = _origin(main)
+    return f"{_python()} -m {module}" if file is None else f"{_python()} {shlex.quote(str(file))}"
+
+
+def _with_newest(program: str, argv: Sequence[str], error: HoldsRuns) -> str:
+    """The same command line with the newest run in place of the folder that holds it; empty if it is not there."""
+    changed = []
+    for argument in argv:
+        flag, equals, value = argument.rpartition("=")
+        changed.append(f"{flag}{equals}{error.newest}" if Path(value) == error.path else argument)
+    return "" if changed == [*argv] else f"; for the newest: {program} {shlex.join(changed)}"
 
 
 def _leave(code: int, message: str) -> None:
@@ -310,6 +349,8 @@ class Policy(NamedTuple):
     """The whole TrainState."""
     iteration: int
     run: Run
+    note: str | None = None
+    """What a person should know of how this checkpoint was chosen."""
 
 
 def load_run(run_dir: Path, overrides: Mapping[str, Any] | None = None) -> Run:
@@ -367,9 +408,14 @@ def restore_policy(run: Run | Path, which: str | int = "best", fresh: Collection
         if isinstance(step, str) and not step.isdecimal():
             raise InputError(f"checkpoint must be best, last or an iteration, got {which!r}")
         state = checkpoints.restore(int(step), target, fresh)
+        merely_newest = which == "best" and checkpoints.score(int(step)) is None
     finally:
         checkpoints.close()
-    return Policy(lambda obs, key=None: algorithm.act(state, obs, key), state, int(step), run)
+    note = None
+    if merely_newest:
+        metric = run.config.training.best_metric
+        note = f"no checkpoint has a value of {metric}, as before an episode ends: the best is merely the newest"
+    return Policy(lambda obs, key=None: algorithm.act(state, obs, key), state, int(step), run, note)
 
 
 def _import(name: str, file: str | None, run_dir: Path) -> ModuleType:

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import tyro
 
+from experiments.conditions import command_text, given_command
 from rlcore.errors import InputError
 
 
@@ -21,11 +22,18 @@ class Config:
     robots: int = 4
     """How many robots to show (a window shows one)."""
     seconds: float | None = None
-    """Length of an episode; by default that of the task."""
+    """Length of an episode; by default that of the run."""
     seed: int = 2000
     """Seed of the episodes."""
     checkpoint: str = "best"
     """Which checkpoint: best, last, or an iteration."""
+    vx: float | None = None
+    """Forward speed that every robot is told all the time, m/s. Where only some of vx, vy and yaw_rate are given, the
+    others are 0; a command that is too small for the task is 0 as in training. By default commands are drawn."""
+    vy: float | None = None
+    """Leftward speed that every robot is told, m/s."""
+    yaw_rate: float | None = None
+    """Yaw rate that every robot is told, rad/s, positive to the left."""
     camera: str = "track"
     """A camera of the model, such as track, side or front; -1 is the free camera."""
     window: bool = False
@@ -40,6 +48,7 @@ class Config:
             raise InputError(f"seconds must be more than 0, got {self.seconds} (--seconds)")
         if self.seed < 0:
             raise InputError(f"seed must be 0 or more, got {self.seed} (--seed)")
+        given_command(self.vx, self.vy, self.yaw_rate)
         if self.output is not None and self.output.suffix not in (".mp4", ".gif"):
             raise InputError(f"output must end in .mp4 or .gif, got {self.output} (--output)")
 
@@ -47,15 +56,22 @@ class Config:
 def main(config: Config) -> None:
     """Film or show a run's policy."""
     from experiments.cli import load_run, progress_line, restore_policy, writable
+    from experiments.conditions import commanded
     from experiments.recording import film
     from rlcore import random
 
+    command = given_command(config.vx, config.vy, config.yaw_rate)
     overrides = {} if config.seconds is None else {"episode_seconds": config.seconds}
     output = writable(config.output or config.run_dir / "play.mp4", config.run_dir)
     run = load_run(config.run_dir, overrides)
     try:
         policy = restore_policy(run, config.checkpoint, fresh=("env_state", "obs"))
         env = run.experiment.evaluation_env
+        if command is not None:
+            env = commanded(env, command)
+            print(f"told all the time: {command_text(command)}")
+        if policy.note is not None:
+            print(f"note: {policy.note}")
         if config.window:
             show(env, policy.act, random.key(config.seed))
             return

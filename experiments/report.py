@@ -38,7 +38,7 @@ class Config:
     push_speeds: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
     """Sizes of pushes: the largest change of the pelvis's velocity, m/s."""
     worlds: int = 10
-    """Physics that training has not seen: masses and stiffness +-20 %, friction 0.4 to 1.2, actions 20 ms late."""
+    """Physics that differ from the nominal: masses and stiffness +-20 %, friction 0.4 to 1.2, actions a step late."""
     seed: int = 3000
     """Seed of the episodes."""
     checkpoint: str = "best"
@@ -64,6 +64,26 @@ class Config:
 Tell = Callable[[str], None]
 
 
+def lacking(env: Any) -> list[str]:
+    """What the report is made of and a task does not have; empty if it can be measured."""
+    import torch
+
+    from experiments.conditions import why_no_command
+    from rlcore import random
+
+    if (reason := why_no_command(env)) is not None:
+        return [f"velocity commands ({reason})"]
+    state, _ = env.reset(env.params, random.key(0))
+    _, transition = env.step(env.params, state, torch.zeros(env.spec.action_size))
+    needs = {
+        "metric 'velocity_error'": "velocity_error" in transition.metrics,
+        "metric 'yaw_rate_error'": "yaw_rate_error" in transition.metrics,
+        "memory 'feet' (locomotion.feet_memory)": "feet" in state.memory,
+        "params.values['push_speed'] (random_pushes)": "push_speed" in env.params.values,
+    }
+    return [name for name, there in needs.items() if not there]
+
+
 class Subject:
     """The policy and its task, and how many episodes of how long to run."""
 
@@ -73,33 +93,13 @@ class Subject:
         self.config = config
         self.run = load_run(config.run_dir, {"episode_seconds": config.seconds})
         policy = restore_policy(self.run, config.checkpoint, fresh=("env_state", "obs"))
-        self.act, self.iteration = policy.act, policy.iteration
+        self.act, self.iteration, self.note = policy.act, policy.iteration, policy.note
         self.env: Any = self.run.experiment.evaluation_env
-        if "command_vx" not in self.env.params.values:
+        if missing := lacking(self.env):
             raise InputError(
-                f"{config.run_dir} is a run of {self.env.spec.name}, which follows no velocity commands: measure it "
-                "with experiments.evaluate"
+                f"{config.run_dir} cannot be reported: the report needs of its task {', '.join(missing)}; "
+                "experiments.evaluate measures any task"
             )
-        self._check_measurable()
-
-    def _check_measurable(self) -> None:
-        """Raise InputError for a task that lacks what the report is made of."""
-        import torch
-
-        from rlcore import random
-
-        env = self.env
-        state, _ = env.reset(env.params, random.key(0))
-        _, transition = env.step(env.params, state, torch.zeros(env.spec.action_size))
-        needs = {
-            "metric 'velocity_error'": "velocity_error" in transition.metrics,
-            "metric 'yaw_rate_error'": "yaw_rate_error" in transition.metrics,
-            "memory 'feet' (locomotion.feet_memory)": "feet" in state.memory,
-            "params.values['push_speed'] (random_pushes)": "push_speed" in env.params.values,
-        }
-        missing = [name for name, there in needs.items() if not there]
-        if missing:
-            raise InputError(f"the report of {env.spec.name} needs of its task: {', '.join(missing)}")
 
     def feet(self) -> list[str]:
         """The feet by the names of their sensors, in the model's order."""
@@ -214,30 +214,24 @@ def gait(subject: Subject, tell: Tell) -> dict[str, Any]:
 
 def worlds(subject: Subject, tell: Tell) -> dict[str, Any]:
     """Survival under the nominal physics and under others, at commands drawn as in training."""
-    import torch
-
+    from experiments.conditions import unseen_physics
     from experiments.evaluate import wilson
     from rlcore import random, tree
-    from rlcore.env import action_delay
-    from rlcore.randomize import Randomization, make_randomizer
 
     config = subject.config
-    ranges = Randomization(mass_scale=(0.8, 1.2), friction_scale=(0.4, 1.2), kp_scale=(0.8, 1.2))
-    late = action_delay(subject.env, 1)
-    draw = torch.func.vmap(make_randomizer(late, ranges), in_dims=(None, 0))
-    others = draw(late.params, random.split(random.key(config.seed), config.worlds))
-    unseen = [tree.index(others, i) for i in range(config.worlds)]
+    unseen = unseen_physics(subject.env, random.key(config.seed), config.worlds)
     result = {}
-    for name, env, params in (
-        ("nominal", subject.env, [subject.env.params] * config.worlds),
-        ("unseen", late, unseen),
+    for name, text, env, params in (
+        ("nominal", "as the model says", subject.env, [subject.env.params] * config.worlds),
+        ("unseen", unseen.text, unseen.env, [tree.index(unseen.params, i) for i in range(config.worlds)]),
     ):
         done = subject.episodes(params, tell, name, env=env)
         survived, count = int((~done.terminated).sum()), len(done.lengths)
         low, high = wilson(survived, count)
         each = (~done.terminated).double().reshape(config.worlds, -1).mean(-1).tolist()
         error = float(done.metrics["velocity_error"].mean())
-        result[name] = {"survival": survived / count, "low": low, "high": high, "each": each, "velocity_error": error}
+        result[name] = {"physics": text, "survival": survived / count, "low": low, "high": high}
+        result[name] |= {"each": each, "velocity_error": error}
     return result
 
 
@@ -282,8 +276,10 @@ def _heat(figures: dict[str, Any]) -> str:
 def _push_curve(figures: dict[str, Any]) -> str:
     def draw(figure: Any) -> None:
         axes = figure.subplots()
-        axes.fill_between(figures["push_speed"], figures["low"], figures["high"], alpha=0.2, linewidth=0)
+        interval = {"alpha": 0.2, "linewidth": 0, "label": "95 % confidence"}
+        axes.fill_between(figures["push_speed"], figures["low"], figures["high"], **interval)
         axes.plot(figures["push_speed"], figures["survival"], marker="o")
+        axes.legend(frameon=False, loc="lower left")
         axes.set_ylim(0.0, 1.03)
         axes.set_xlabel("largest push, m/s")
         axes.set_ylabel("episodes without a fall")
@@ -340,6 +336,7 @@ def page(figures: dict[str, Any]) -> str:
         for name, x in world.items()
     )
     walk = f"{figures['episodes']} episodes of {figures['seconds']:g} s each"
+    note = f"<p>{html.escape(figures['note'])}</p>" if figures["note"] else ""
     diagram = _gait_diagram(step, feet) if step["contact"] else "<p>It falls before it walks.</p>"
     return f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>{html.escape(figures["task"])}</title>
@@ -349,15 +346,16 @@ img {{ max-width: 100% }} td, th {{ padding: .2em 1.2em .2em 0; text-align: left
 </style></head><body>
 <h1>{html.escape(figures["task"])}</h1>
 <p>{html.escape(figures["run"])}, checkpoint of iteration {figures["checkpoint"]}, without exploration, pushed as in
-training unless said otherwise; {walk}.</p>
+training unless said otherwise; {walk}.</p>{note}
 <h2>Commands</h2>{_heat(figures["commands"])}
 <h2>Pushes at 0.5 m/s</h2>{_push_curve(figures["pushes"])}
 <h2>Feet at 1 m/s</h2>{diagram}
 <p>Share of time that a foot carries: {shares or "none"}.{flight}</p>
 <h2>Torques at 1 m/s</h2>{_torques(step)}
 <h2>Other physics</h2>
-<p>Masses and stiffness +-20 %, friction 0.4 to 1.2 of the nominal, actions 20 ms late; commands as in training.</p>
-<table><tr><th>physics</th><th>episodes without a fall</th><th>error of velocity, m/s</th><th>worst world</th></tr>
+<p>Unseen: {html.escape(world["unseen"]["physics"])}; commands as in training.</p>
+<table><tr><th>physics</th><th>episodes without a fall (95 % confidence)</th><th>error of velocity, m/s</th>
+<th>worst world</th></tr>
 {rows}</table></body></html>
 """
 
@@ -376,6 +374,7 @@ def main(config: Config) -> None:
                 "run": str(config.run_dir),
                 "task": subject.env.spec.name,
                 "checkpoint": subject.iteration,
+                "note": subject.note,
                 "episodes": config.episodes,
                 "seconds": config.seconds,
                 "seed": config.seed,
@@ -396,11 +395,18 @@ def main(config: Config) -> None:
     grid = figures["commands"]
     cells = [x for row in grid["survival"] for x in row]
     print(f"{figures['task']}, checkpoint of iteration {figures['checkpoint']}, {len(cells)} commands")
-    for name, unit in (("survival", ""), ("velocity_error", " m/s"), ("yaw_rate_error", " rad/s")):
+    if figures["note"]:
+        print(f"note: {figures['note']}")
+    for name, unit, best, worst in (
+        ("survival", "", max, min),
+        ("velocity_error", " m/s", min, max),
+        ("yaw_rate_error", " rad/s", min, max),
+    ):
         values = [x for row in grid[name] for x in row]
-        print(f"{name:<16} mean {sum(values) / len(values):.3f}{unit}   {min(values):.3f} to {max(values):.3f}")
+        extremes = f"best command {best(values):.3f}, worst command {worst(values):.3f}"
+        print(f"{name:<16} mean {sum(values) / len(values):.3f}{unit}; {extremes}")
     for name, x in figures["worlds"].items():
-        interval = f"{100 * x['low']:.1f} to {100 * x['high']:.1f}"
+        interval = f"95 % confidence: {100 * x['low']:.1f} to {100 * x['high']:.1f} %"
         print(f"{name + ' physics':<16} {100 * x['survival']:.1f} % survive ({interval})")
     print(f"\nwritten to {path} and {path.with_suffix('.json')}")
 

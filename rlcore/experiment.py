@@ -58,7 +58,7 @@ class Experiment(NamedTuple):
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """How long to train and what to keep of it; nothing here changes what is learned."""
+    """How long to train and what to keep of it; of what is learned, nothing here changes more than last bits."""
 
     iterations: int = 1000
     """Iterations in all, those before a resume included."""
@@ -73,16 +73,16 @@ class TrainingConfig:
     keep_last: int = 3
     """How many of the newest checkpoints to keep; the best one is kept besides."""
     best_metric: str = "episode/return"
-    """The metric whose highest value marks the best checkpoint."""
+    """The metric whose highest value marks the best checkpoint; while none has a value, the newest is the best."""
     log_every: float = 10.0
     """Seconds between console lines where the output is not a terminal."""
     torch_threads: int = 0
-    """Threads of torch for learning; 0 takes every CPU but one. A thread that waits for a busy CPU costs far more
-    than it adds. Results repeat bit for bit with the same number."""
+    """Threads of torch for learning; 0 takes every CPU but one, and at least one. A thread that waits for a busy CPU
+    costs far more than it adds. A run repeats, and resumes, bit for bit on the same machine with the same number."""
     tensorboard: bool = True
     """Write TensorBoard event files; metrics.jsonl is written always."""
     video: bool = True
-    """Render a video of the policy at the end."""
+    """Render a video of the policy once all iterations are done."""
 
     def __post_init__(self) -> None:
         for name in ("iterations", "checkpoint_every", "keep_last"):

@@ -17,7 +17,7 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,6 +32,7 @@ FAULTS = "faults"
 FORMAT = 1
 
 _MOST_FAULTS = 200
+_MOST_NAMED = 5
 _PACKAGES = ("rlcore", "torch", "mujoco", "mujoco-warp", "numpy", "orbax-checkpoint")
 
 
@@ -49,6 +50,24 @@ class RunRecord(NamedTuple):
     seed: int
     config: Mapping[str, Any]
     """The configuration as JSON values."""
+
+
+class HoldsRuns(InputError):
+    """A folder in which there are runs, given in place of one of them.
+
+    Attributes:
+      path: the folder.
+      newest: the run in it that was begun last.
+    """
+
+    def __init__(self, path: Path, runs: Sequence[Path]) -> None:
+        names = [str(run.relative_to(path)) for run in runs]
+        earlier = f"{len(names) - _MOST_NAMED} earlier ones, " if len(names) > _MOST_NAMED else ""
+        count = "1 run" if len(names) == 1 else f"{len(names)} runs"
+        super().__init__(
+            f"{path} is not a run but holds {count}, newest last: {earlier}{', '.join(names[-_MOST_NAMED:])}"
+        )
+        self.path, self.newest = path, runs[-1]
 
 
 @contextlib.contextmanager
@@ -139,15 +158,22 @@ def check_space(path: Path, needed: int) -> None:
         )
 
 
-def write_record(path: Path, record: RunRecord, resumed_at: int | None = None) -> list[str]:
-    """Write `config.json`; on a resume, note it there and return a line for each version that changed."""
+def write_record(path: Path, record: RunRecord, torch_threads: int, resumed_at: int | None = None) -> list[str]:
+    """Write `config.json`; on a resume, note it there and return a line for each change that may change bits.
+
+    Args:
+      path: the run's directory.
+      record: what the run is.
+      torch_threads: on how many threads torch learns.
+      resumed_at: the iteration that a resume goes on from.
+    """
     versions = {"python": platform.python_version()}
     for package in _PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     content: dict[str, Any] = {"format": FORMAT, **record._asdict(), "versions": versions}
-    content |= {"platform": platform.platform(), "created": now, "resumed": []}
+    content |= {"torch_threads": torch_threads, "platform": platform.platform(), "created": now, "resumed": []}
     changes = []
     if resumed_at is not None:
         old = read_record(path)
@@ -156,6 +182,12 @@ def write_record(path: Path, record: RunRecord, resumed_at: int | None = None) -
             for name, version in old["versions"].items()
             if versions.get(name) != version
         ]
+        # Runs from before it was written down do not say.
+        if (threads := old.get("torch_threads", torch_threads)) != torch_threads:
+            changes.append(
+                f"torch learned on {threads} threads when this run was saved and does on {torch_threads} now "
+                "(--training.torch-threads)"
+            )
         content["created"] = old["created"]
         content["resumed"] = [*old["resumed"], {"iteration": resumed_at, "time": now}]
     write_atomically(path / CONFIG_FILE, json.dumps(content, indent=2) + "\n")
@@ -166,12 +198,15 @@ def read_record(path: Path) -> dict[str, Any]:
     """The content of a run's `config.json`.
 
     Raises:
-      InputError: if `path` is not the directory of a run.
+      HoldsRuns: if `path` is a folder of runs.
+      InputError: if it is not the directory of a run either.
     """
     file = path / CONFIG_FILE
     try:
         content = json.loads(file.read_text())
     except OSError as error:
+        if not file.exists() and (runs := runs_inside(path)):
+            raise HoldsRuns(path, runs) from error
         raise InputError(f"{path} is not a run: {file} cannot be read ({error.strerror})") from error
     except ValueError as error:
         raise InputError(f"{path} is not a run: {file} is not JSON ({str(error).splitlines()[0]})") from error
@@ -186,6 +221,16 @@ def read_record(path: Path) -> dict[str, Any]:
     if content["format"] != FORMAT:
         raise InputError(f"{file} has format {content['format']}, this rlcore reads {FORMAT}")
     return content
+
+
+def runs_inside(path: Path) -> list[Path]:
+    """The runs in a folder and in the folders in it, the one that was begun last at the end."""
+    found = []
+    for pattern in ("*", "*/*"):
+        for file in path.glob(f"{pattern}/{CONFIG_FILE}"):
+            with contextlib.suppress(InputError):
+                found.append((str(read_record(file.parent)["created"]), file.parent))
+    return [run for _, run in sorted(found)]
 
 
 def write_faults(path: Path, iteration: int, faults: Iterable[tuple[str, Mapping[str, Any]]]) -> list[Path]:

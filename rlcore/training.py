@@ -7,6 +7,7 @@ and what the clock decides is named `time/...`.
 
 import math
 import os
+import shlex
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -149,15 +150,17 @@ def _begin(
             if iteration >= config.iterations:
                 raise InputError(
                     f"iterations must be more than the {iteration} already done, got {config.iterations} "
-                    "(--training.iterations)"
+                    "(--training.iterations); to train as long again: "
+                    f"{_resume(record, run_dir)} --training.iterations {2 * iteration}"
                 )
-            for change in run_directory.write_record(run_dir, record, resumed_at=iteration):
+            threads = torch.get_num_threads()
+            for change in run_directory.write_record(run_dir, record, threads, resumed_at=iteration):
                 say(f"note: {change}; numbers may differ in their last bits")
             say(f"going on from iteration {iteration} of {run_dir}")
             stack.pop_all()
         return state, checkpoints
     try:
-        run_directory.write_record(run_dir, record)
+        run_directory.write_record(run_dir, record, torch.get_num_threads())
         checkpoints = Checkpointer(directory, identity, keep_last=config.keep_last, warn=say)
         # The first one is waited for: a disk that refuses shows before any work is done.
         checkpoints.save(int(state.iteration), state)
@@ -294,8 +297,10 @@ def _finish(
     run_dir, checkpoints, say = outputs.run_dir, outputs.checkpoints, outputs.console.message
     lines = []
     best = checkpoints.best_step()
-    if best is not None and (score := checkpoints.score(best)) is not None:
-        lines.append(f"best checkpoint: iteration {best}, {config.best_metric} {score:.4g}")
+    if best is not None:
+        score, metric = checkpoints.score(best), config.best_metric
+        reason = f"merely the newest: none has a value of {metric}, as before an episode ends"
+        lines.append(f"best checkpoint: iteration {best}, " + (reason if score is None else f"{metric} {score:.4g}"))
     try:
         if curves := plot_learning_curves(run_dir):
             lines.append(f"learning curves: {curves}")
@@ -318,7 +323,7 @@ def _finish(
 
 
 def _resume(record: RunRecord, run_dir: Path) -> str:
-    return f"{record.command} --training.resume {run_dir}"
+    return f"{record.command} --training.resume {shlex.quote(str(run_dir))}"
 
 
 def _newest(checkpoints: Checkpointer) -> int:

@@ -1,11 +1,14 @@
+import importlib.util
 import json
+import shlex
+import shutil
 import subprocess
 import sys
 
 import pytest
 import torch
 
-from experiments.cli import load_run, restore_policy, run
+from experiments.cli import _python, load_run, restore_policy, run
 from rlcore.errors import InputError
 from tests.experiments import regression
 
@@ -80,9 +83,92 @@ def test_help_is_the_docstring(command):
 def test_a_run_tells_what_can_be_done_next(command, tmp_path):
     code, out, err = command(*FAST, "--training.run-dir", "here")
     assert (code, err) == (0, "")
-    assert "python -m experiments.play here" in out
-    assert "python -m experiments.evaluate here" in out
+    # The interpreter is outside of the working directory; a task without commands has no report.
+    python = shlex.quote(sys.executable)
+    assert out.endswith(f"next:\n  {python} -m experiments.play here\n  {python} -m experiments.evaluate here\n")
     assert (tmp_path / "here" / "config.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("place", "typed"),
+    [
+        (".venv/bin/python", ".venv/bin/python"),
+        ("my env/bin/python3", "'my env/bin/python3'"),
+        ("python", "./python"),
+    ],
+)
+def test_an_interpreter_inside_the_working_directory_is_named_from_there(tmp_path, monkeypatch, place, typed):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / place))
+    assert _python() == typed
+    monkeypatch.setattr(sys, "executable", "/opt/python/bin/python3")
+    assert _python() == "/opt/python/bin/python3"
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_tensorboard_is_named_with_how_to_install_it(command, monkeypatch, installed):
+    find = importlib.util.find_spec
+    looked = lambda name: installed or None if name == "tensorboard" else find(name)  # noqa: E731
+    monkeypatch.setattr("importlib.util.find_spec", looked)
+    _, out, _ = command("--training.iterations", "1", "--training.run-dir", "a b")
+    python = shlex.quote(sys.executable)
+    show = f"{python} -m tensorboard.main --logdir 'a b/tensorboard'"
+    assert out.splitlines()[-1].strip() == (show if installed else f"{python} -m pip install tensorboard && {show}")
+
+
+def test_a_finished_run_tells_how_to_go_on(command):
+    command(*FAST, "--training.run-dir", "my run")
+    code, _, err = command("--training.resume", "my run")
+    assert code == 2 and err.count("\n") == 1
+    python, given = shlex.split(err.split("to train as long again: ")[1])[0], shlex.split(err)[-4:]
+    assert python == sys.executable
+    assert given == ["--training.resume", "my run", "--training.iterations", "6"]
+    code, out, _ = command(*given)
+    assert code == 0 and "done: 6 of 6 iterations" in out
+
+
+def test_a_folder_of_runs_is_told_with_its_runs_and_the_newest(command, tmp_path):
+    begun = {"b": "2026-01-01T00:00:00Z", "c": "2026-03-01T00:00:00Z", "a": "2026-02-01T00:00:00Z"}
+    for name, created in begun.items():
+        command(*FAST, "--training.run-dir", f"runs/line/{name}")
+        path = tmp_path / "runs" / "line" / name / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"created": created}))
+    for given in (["--training.resume", "runs/line"], ["--training.resume=runs/line"]):
+        code, out, err = command(*given, "--training.iterations", "5")
+        again = given[0].replace("runs/line", "runs/line/c") if len(given) == 1 else "--training.resume runs/line/c"
+        program = f"{shlex.quote(sys.executable)} -m tests.experiments.regression"
+        assert (code, out) == (2, "")
+        assert err == (
+            "error: runs/line is not a run but holds 3 runs, newest last: b, a, c; "
+            f"for the newest: {program} {again} --training.iterations 5\n"
+        )
+    assert (
+        "runs is not a run but holds 3 runs, newest last: line/b, line/a, line/c"
+        in command("--training.resume", "runs")[2]
+    )
+    assert command("--training.resume", "runs/line/c", "--training.iterations", "5")[0] == 0
+
+
+def test_of_many_runs_the_newest_are_named(command, tmp_path):
+    command(*FAST, "--training.run-dir", "runs/0")
+    for number in range(1, 7):
+        shutil.copytree(tmp_path / "runs" / "0", tmp_path / "runs" / str(number))
+    _, _, err = command("--training.resume", "runs")
+    assert "holds 7 runs, newest last: 2 earlier ones, 2, 3, 4, 5, 6; " in err
+
+
+def test_a_best_checkpoint_that_is_merely_the_newest_is_told(command, tmp_path):
+    # The regression has no return before its second iteration.
+    first = ("--training.no-tensorboard", "--training.run-dir", "run", "--training.iterations")
+    _, out, _ = command(*first, "1")
+    why = "has a value of episode/return, as before an episode ends"
+    assert f"best checkpoint: iteration 1, merely the newest: none {why}" in out
+    note = restore_policy(tmp_path / "run").note
+    assert note == f"no checkpoint {why}: the best is merely the newest"
+    assert restore_policy(tmp_path / "run", "last").note is None
+    _, out, _ = command("--training.resume", "run", "--training.iterations", "2")
+    assert "best checkpoint: iteration 2, episode/return -" in out
+    assert restore_policy(tmp_path / "run").note is None
 
 
 def test_resume_takes_the_saved_configuration(command, tmp_path):

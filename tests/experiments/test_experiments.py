@@ -4,6 +4,7 @@ import inspect
 import json
 import math
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -107,8 +108,10 @@ def test_training_leaves_what_it_says(runs):
         assert not list(directory.rglob("*.tmp")) + list(directory.rglob("*partial*"))
     assert (runs.cartpole / "video.mp4").stat().st_size > 0
     assert not (runs.humanoid / "video.mp4").exists()
+    python = sys.executable.removeprefix(f"{ROOT}/")
     for name in ("play", "evaluate"):
-        assert f"python -m experiments.{name} {runs.cartpole}" in runs.printed
+        assert f"  {python} -m experiments.{name} {runs.cartpole}\n" in runs.printed
+    assert "experiments.report" not in runs.printed
 
 
 @pytest.mark.parametrize(
@@ -158,6 +161,8 @@ def test_evaluation_prints_a_table_and_writes_its_figures(runs, tmp_path):
     assert figures["length_steps"]["mean"] == float(episodes.lengths.double().mean())
     assert figures["longest_steps"] == int(episodes.lengths.max()) == 30
     assert figures["full_length_episodes"] == int((episodes.lengths == 30).sum())
+    assert figures["seconds"] == pytest.approx(0.6)
+    assert figures["velocity_command"] is figures["randomized"] is None
     assert figures["faults"] == 0
     assert f"({survived} of 9)" in out
     assert f"{100 * survived / 9:.1f} %" in out
@@ -174,6 +179,40 @@ def test_evaluation_of_the_humanoid_tells_its_metrics(runs, call, tmp_path):
     assert all(name in out for name in figures["metrics"])
     minutes = 3 * figures["length_seconds"]["mean"] / 60
     assert figures["falls_per_minute"] == pytest.approx((3 - figures["survived"]["count"]) / minutes)
+
+
+def test_the_figures_have_the_command_line_that_repeats_them(run_dir, call):
+    given = ("--episodes", 3, "--seed", 8, "--seconds", 0.3, "--randomized")
+    assert call(evaluate, run_dir, *given)[0] == 0
+    text = (run_dir / "evaluation.json").read_text()
+    (run_dir / "evaluation.json").unlink()
+    python, m, module, *arguments = shlex.split(json.loads(text)["command"])
+    assert [python, m, module] == ["python", "-m", "experiments.evaluate"]
+    assert call(evaluate, *arguments)[0] == 0
+    assert (run_dir / "evaluation.json").read_text() == text
+
+
+def test_randomized_physics_stand_beside_the_nominal(runs, call, tmp_path):
+    output = tmp_path / "figures.json"
+    code, out, _ = call(evaluate, runs.humanoid, "--episodes", 5, "--randomized", "--output", output)
+    assert code == 0
+    figures = json.loads(output.read_text())
+    other = figures["randomized"]
+    alone = tmp_path / "alone.json"
+    assert call(evaluate, runs.humanoid, "--episodes", 5, "--output", alone)[0] == 0
+    nominal = json.loads(alone.read_text())
+    assert all(figures[name] == nominal[name] for name in ("survived", "return", "length_steps", "metrics"))
+    # The same starts under other physics: close, and not the same.
+    assert other["return"]["mean"] != nominal["return"]["mean"]
+    counts = [(x["survived"]["count"], 5) for x in (nominal, other)]
+    assert tuple(other["survival_gap"].values()) == evaluate.difference_interval(*counts)
+    assert other["physics"] == (
+        "masses x 0.8 to 1.2, friction x 0.4 to 1.2, stiffness of servos x 0.8 to 1.2, actions 20 ms late"
+    )
+    title, survived = (line for line in out.splitlines() if "randomized  " in line or line.startswith("survived"))
+    assert title.split() == ["nominal", "95", "%", "confidence", "randomized", "95", "%", "confidence"]
+    assert survived.count("(") == 2 and f"({counts[1][0]} of 5)" in survived
+    assert other["physics"] in out and "generalization gap: survival is" in out
 
 
 def test_one_episode_has_no_confidence_in_its_mean(run_dir, call):
@@ -208,6 +247,17 @@ def test_wilson_interval_is_scipys(trials):
         expected = stats.binomtest(successes, trials).proportion_ci(0.95, "wilson")
         assert (low, high) == pytest.approx((expected.low, expected.high), abs=2e-5)
         assert 0 <= low <= successes / trials <= high <= 1 and low < high
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "low", "high"),
+    # Newcombe 1998, "Interval estimation for the difference between independent proportions", table II, method 10.
+    [((56, 70), (48, 80), 0.0524, 0.3339), ((9, 10), (3, 10), 0.1705, 0.8090), ((10, 10), (0, 20), 0.6791, 1.0)],
+)
+def test_difference_interval_is_the_published_one(first, second, low, high):
+    p, q = first[0] / first[1], second[0] / second[1]
+    assert evaluate.difference_interval(first, second) == pytest.approx((p - q, low, high), abs=6e-5)
+    assert evaluate.difference_interval(second, first) == pytest.approx((q - p, -high, -low), abs=6e-5)
 
 
 def test_mean_interval():
@@ -373,7 +423,7 @@ def one_line(result, *words):
 def test_runs_and_checkpoints_that_cannot_be_used(module, runs, run_dir, call, tmp_path):
     before = sorted(run_dir.rglob("*"))
     one_line(call(module, tmp_path / "gone"), f"{tmp_path / 'gone'} is not a run")
-    one_line(call(module, tmp_path), f"{tmp_path} is not a run")
+    one_line(call(module, tmp_path), f"{tmp_path} is not a run but holds 1 run, newest last: run; ", f"{run_dir}")
     one_line(call(module, run_dir / "config.json"), f"{run_dir / 'config.json'} is not a run")
     one_line(call(module, run_dir, "--checkpoint", "newest"), "best, last or an iteration, got 'newest'")
     one_line(call(module, run_dir, "--checkpoint", 7), "no checkpoint of iteration 7", "0, 1, 2")
@@ -398,12 +448,16 @@ def test_runs_and_checkpoints_that_cannot_be_used(module, runs, run_dir, call, t
         (evaluate, ["--seconds", "inf"], "time limit must be a number of seconds"),
         (evaluate, ["--seed", "-1"], "seed must be 0 or more, got -1 (--seed)"),
         (evaluate, ["--seed", str(2**64)], "seed must be an integer of at least 0 and below 2**64"),
+        (evaluate, ["--vx", "0.5"], "cartpole follows no velocity commands (--vx, --vy, --yaw-rate)"),
+        (evaluate, ["--yaw-rate", "inf"], "yaw_rate must be a finite number, got inf (--yaw-rate)"),
         (evaluate, ["--output", "/proc/figures.json"], "/proc/figures.json cannot be written"),
         (evaluate, ["--output", "/gone/figures.json"], "/gone/figures.json cannot be written"),
         (evaluate, ["--output", "/tmp"], "/tmp is a directory, not a file to write (--output)"),
         (play, ["--robots", "0"], "robots must be 1 to 64, got 0 (--robots)"),
         (play, ["--seconds", "-1"], "seconds must be more than 0, got -1.0 (--seconds)"),
         (play, ["--seed", "-1"], "seed must be 0 or more, got -1 (--seed)"),
+        (play, ["--vy", "-0.1"], "cartpole follows no velocity commands (--vx, --vy, --yaw-rate)"),
+        (play, ["--vx", "nan"], "vx must be a finite number, got nan (--vx)"),
         (play, ["--output", "film.avi"], "output must end in .mp4 or .gif, got film.avi (--output)"),
         (play, ["--output", "/gone/film.mp4"], "/gone/film.mp4 cannot be written"),
     ],
@@ -483,8 +537,8 @@ print(" ".join(text.getvalue().split()))
         ("ppo_ant", ("Learn to run to a far target on four legs", "--episode-steps", "--ppo.kl-target")),
         ("ppo_humanoid_run", ("Learn to run to a far target on two legs", "--episode-steps")),
         ("ppo_gym", ("one of Gymnasium's robots", "--task", "{gym_walker2d,gym_ant,gym_humanoid}")),
-        ("evaluate", ("Run a trained policy", "--episodes", "--checkpoint")),
-        ("play", ("Let a trained policy act and film it", "--robots", "--window")),
+        ("evaluate", ("Run a trained policy", "--episodes", "--checkpoint", "--yaw-rate", "--randomized")),
+        ("play", ("Let a trained policy act and film it", "--robots", "--window", "--vx")),
         ("replay", ("Step once from the state", "RUN/faults/*.npz", "--output")),
     ],
 )

@@ -29,11 +29,47 @@ def program(name, *arguments):
 
 
 @pytest.fixture(scope="module")
-def run_dir(tmp_path_factory):
+def trained(tmp_path_factory):
+    """The directory of a run and what its training printed."""
     path = tmp_path_factory.mktemp("runs") / "velocity"
     done = program("ppo_humanoid_velocity", *TINY, "--training.run-dir", path)
     assert done.returncode == 0, done.stderr
-    return path
+    return path, done.stdout
+
+
+@pytest.fixture(scope="module")
+def run_dir(trained):
+    return trained[0]
+
+
+def test_training_names_the_report_of_a_task_with_commands(trained):
+    run_dir, printed = trained
+    python = sys.executable.removeprefix(f"{ROOT}/")
+    assert f"  {python} -m experiments.report {run_dir}\n" in printed
+
+
+def test_a_policy_is_measured_under_one_command(run_dir, tmp_path):
+    output = tmp_path / "figures.json"
+    few = ["--episodes", 3, "--seconds", 0.3, "--randomized", "--output", output]
+    done = program("evaluate", run_dir, *few, "--vx", -0.5, "--yaw-rate", 1)
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(output.read_text())
+    assert figures["velocity_command"] == {"vx": -0.5, "vy": 0.0, "yaw_rate": 1.0}
+    assert "told all the time: -0.5 m/s ahead, 0 m/s to the left, 1 rad/s\n" in done.stdout
+    assert "note: no checkpoint has a value of episode/return" in done.stdout
+    # Robots that hardly learned stand still for a third of a second: they are off by what they are told.
+    for physics in (figures, figures["randomized"]):
+        assert physics["metrics"]["velocity_error"]["mean"] == pytest.approx(0.5, abs=0.2)
+        assert physics["metrics"]["yaw_rate_error"]["mean"] == pytest.approx(1.0, abs=0.4)
+
+
+def test_a_film_of_one_command(run_dir, tmp_path):
+    output = tmp_path / "film.mp4"
+    done = program("play", run_dir, "--robots", 1, "--seconds", 0.1, "--vx", 0.8, "--output", output)
+    assert done.returncode == 0, done.stderr
+    assert "told all the time: 0.8 m/s ahead, 0 m/s to the left, 0 rad/s\n" in done.stdout
+    assert "the best is merely the newest\n" in done.stdout
+    assert output.stat().st_size > 0
 
 
 def test_a_page_that_stands_alone_and_its_figures(run_dir, tmp_path):
@@ -53,6 +89,13 @@ def test_a_page_that_stands_alone_and_its_figures(run_dir, tmp_path):
     assert len(figures["gait"]["joints"]) == len(figures["gait"]["torque_mean"]) == 21
     assert set(figures["worlds"]) == {"nominal", "unseen"} and len(figures["worlds"]["unseen"]["each"]) == 2
     assert "written to" in done.stdout
+    # Extremes over the grid are told apart from confidence.
+    assert done.stdout.count("best command") == done.stdout.count("worst command") == 3
+    assert done.stdout.count("95 % confidence: ") == 2
+    (line,) = (line for line in done.stdout.splitlines() if line.startswith("velocity_error"))
+    cells = [error for row in grid["velocity_error"] for error in row]
+    assert f"best command {min(cells):.3f}, worst command {max(cells):.3f}" in line
+    assert "actions 20 ms late" in figures["worlds"]["unseen"]["physics"] and "actions 20 ms late" in page
 
 
 def test_a_run_without_commands_is_refused(tmp_path):
@@ -60,7 +103,8 @@ def test_a_run_without_commands_is_refused(tmp_path):
     assert program("ppo_cartpole", *TINY, "--training.run-dir", path).returncode == 0
     done = program("report", path)
     assert done.returncode == 2 and done.stderr.count("\n") == 1
-    assert "follows no velocity commands" in done.stderr and not (path / "report.html").exists()
+    assert "cartpole follows no velocity commands" in done.stderr and "experiments.evaluate" in done.stderr
+    assert not (path / "report.html").exists()
 
 
 @pytest.mark.parametrize(

@@ -324,6 +324,23 @@ def test_resuming_needs_a_run_with_a_checkpoint_and_work_left(tmp_path):
         go(resumed(tmp_path / "run", iterations=9))
 
 
+def test_resuming_on_another_number_of_threads_is_told(tmp_path):
+    before = torch.get_num_threads()
+    try:
+        _, shown = go(training(tmp_path / "run", iterations=1, torch_threads=1))
+        assert "note:" not in shown
+        assert json.loads((tmp_path / "run" / "config.json").read_text())["torch_threads"] == 1
+        _, shown = go(resumed(tmp_path / "run", iterations=2, torch_threads=1))
+        assert "note:" not in shown
+        _, shown = go(resumed(tmp_path / "run", iterations=3, torch_threads=2))
+        assert (
+            "note: torch learned on 1 threads when this run was saved and does on 2 now (--training.torch-threads); "
+            "numbers may differ in their last bits\n"
+        ) in shown
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_resuming_passes_over_a_damaged_checkpoint(tmp_path):
     go(training(tmp_path / "run", iterations=8))
     (tmp_path / "run" / "checkpoints" / "8" / "manifest" / "metadata").write_text("{}")
