@@ -1,0 +1,88 @@
+"""Train Unitree's G1 (or H1) to walk where it is told with PPO."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from algos.ppo import PPOConfig, make_ppo
+from experiments.cli import run
+from experiments.recording import filmed, recorded_faults
+from rlcore.curriculum import Stage
+from rlcore.env import Env, auto_reset, encoder_offset, observation_noise
+from rlcore.experiment import Experiment, TrainingConfig
+from rlcore.randomize import Randomization, make_randomizer
+from tasks.unitree.velocity import make_unitree_velocity, velocity_symmetry
+from tasks.walking import STAGES
+
+# Largest errors of a real robot's sensors: rad/s, part of a unit vector, rad, rad/s. Source: legged_gym.
+SENSOR_NOISE = {"angular_velocity": 0.2, "gravity": 0.05, "joint_position": 0.01, "joint_velocity": 1.5}
+ENCODER_OFFSET = 0.015  # rad. Source: mjlab.
+
+
+@dataclass(frozen=True)
+class Config:
+    """Learn to follow velocity commands with a real robot's model: pip install rlcore[robots] has it."""
+
+    robot: Literal["g1", "h1"] = "g1"
+    """Which robot: G1 has 29 joints, H1 has 19."""
+    seed: int = 0
+    """Seed of every random number of the run."""
+    num_threads: int = 0
+    """Physics threads; 0 takes every CPU. The result does not depend on it."""
+    push_speed: float = 0.5
+    """Largest change of the pelvis's velocity by a push in the last stage, m/s."""
+    push_interval: float = 4.0
+    """Mean time between pushes, s."""
+    episode_seconds: float = 20.0
+    """Length of an episode."""
+    curriculum: bool = True
+    """Begin each robot with walking ahead and raise it stage by stage; otherwise all commands from the start."""
+    sensor_noise: bool = True
+    """Show the policy what sensors as noisy as real ones would; evaluation too."""
+    randomization: Randomization = field(
+        default_factory=lambda: Randomization(
+            mass_scale=(0.9, 1.1),
+            com_offset=(-0.025, 0.025),
+            com_body="torso_link",
+            friction_scale=(0.5, 1.5),
+            kp_scale=(0.9, 1.1),
+            kd_scale=(0.9, 1.1),
+        )
+    )
+    ppo: PPOConfig = field(
+        default_factory=lambda: PPOConfig(
+            num_envs=512,
+            num_steps=16,
+            learning_rate=1e-3,
+            kl_target=0.03,
+            entropy_coefficient=0.002,
+            initial_std=0.4,
+            policy_average=0.97,
+            policy_layers=(256, 128),
+            value_layers=(256, 128),
+        )
+    )
+    training: TrainingConfig = field(default_factory=lambda: TrainingConfig(iterations=4000))
+
+
+def build(config: Config) -> Experiment:
+    """The environment and the learner that a configuration describes."""
+
+    def task(stages: tuple[Stage, ...]) -> Env:
+        env = make_unitree_velocity(
+            config.robot, config.num_threads, config.episode_seconds, config.push_interval, config.push_speed, stages
+        )
+        return encoder_offset(observation_noise(env, SENSOR_NOISE), ENCODER_OFFSET) if config.sensor_noise else env
+
+    env, whole = task(STAGES if config.curriculum else ()), task(())
+    changes = config.randomization != Randomization()
+    algorithm = make_ppo(
+        auto_reset(env),
+        config.ppo,
+        make_randomizer(env, config.randomization) if changes else None,
+        velocity_symmetry(env, config.robot),
+    )
+    return Experiment(env, whole, algorithm, filmed(whole, algorithm), recorded_faults)
+
+
+if __name__ == "__main__":
+    run(Config, build)
