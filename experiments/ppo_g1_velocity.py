@@ -35,7 +35,8 @@ class Config:
     episode_seconds: float = 20.0
     """Length of an episode."""
     curriculum: bool = True
-    """Begin each robot with walking ahead and raise it stage by stage; otherwise all commands from the start."""
+    """Begin with balancing in place and go on to standing, walking, turning and varying speed, each robot at its own
+    pace; otherwise all commands from the start."""
     sensor_noise: bool = True
     """Show the policy what sensors as noisy as real ones would; evaluation too."""
     randomization: Randomization = field(
@@ -53,12 +54,14 @@ class Config:
             num_envs=512,
             num_steps=16,
             learning_rate=1e-3,
-            kl_target=0.03,
-            entropy_coefficient=0.002,
+            kl_target=0.02,
+            discount=0.975,
+            entropy_coefficient=0.003,
             initial_std=0.4,
             policy_average=0.97,
             policy_layers=(256, 128),
             value_layers=(256, 128),
+            symmetric_networks=True,
         )
     )
     training: TrainingConfig = field(default_factory=lambda: TrainingConfig(iterations=4000))

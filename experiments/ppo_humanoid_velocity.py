@@ -8,8 +8,8 @@ from experiments.recording import filmed, recorded_faults
 from rlcore.env import auto_reset, reweighted
 from rlcore.experiment import Experiment, TrainingConfig
 from rlcore.physics.engines import Physics
-from tasks.humanoid.symmetry import velocity_symmetry
-from tasks.humanoid.velocity import STAGES, make_humanoid_velocity
+from tasks.humanoid.velocity import make_humanoid_velocity
+from tasks.walking import STAGES, walking_symmetry
 
 
 @dataclass(frozen=True)
@@ -29,20 +29,23 @@ class Config:
     episode_seconds: float = 20.0
     """Length of an episode."""
     curriculum: bool = True
-    """Begin each robot with walking ahead and raise it stage by stage; otherwise all commands from the start."""
+    """Begin with balancing in place and go on to standing, walking, turning and varying speed, each robot at its own
+    pace; otherwise all commands from the start."""
     reward_weights: dict[str, float] = field(default_factory=dict)
     """Weights of reward terms, per second, in place of the task's own: NAME WEIGHT NAME WEIGHT ..."""
     ppo: PPOConfig = field(
         default_factory=lambda: PPOConfig(
-            num_envs=512,
+            num_envs=256,
             num_steps=16,
             learning_rate=1e-3,
-            kl_target=0.03,
-            entropy_coefficient=0.002,
-            initial_std=0.4,
+            kl_target=0.02,
+            discount=0.975,
+            entropy_coefficient=0.003,
+            initial_std=0.25,
             policy_average=0.97,
             policy_layers=(128, 128),
             value_layers=(128, 128),
+            symmetric_networks=True,
         )
     )
     training: TrainingConfig = field(default_factory=lambda: TrainingConfig(iterations=1800))
@@ -53,7 +56,7 @@ def build(config: Config) -> Experiment:
     settings = (config.num_threads, config.episode_seconds, config.push_interval, config.push_speed)
     env = make_humanoid_velocity(*settings, stages=STAGES if config.curriculum else (), physics=config.physics)
     env = reweighted(env, config.reward_weights)
-    algorithm = make_ppo(auto_reset(env), config.ppo, symmetry=velocity_symmetry(env))
+    algorithm = make_ppo(auto_reset(env), config.ppo, symmetry=walking_symmetry(env))
     whole = reweighted(make_humanoid_velocity(*settings, stages=(), physics=config.physics), config.reward_weights)
     return Experiment(env, whole, algorithm, filmed(whole, algorithm), recorded_faults)
 

@@ -1,4 +1,4 @@
-"""What each thing that the humanoid observes is in the mirror, so that left and right can be exchanged.
+"""What each thing that the balancing humanoid observes is in the mirror, so that left and right can be exchanged.
 
 The model is symmetric to the last digit: masses, limits, servos and the standing pose (see humanoid.xml). Joint
 positions are seen as offsets from that pose and actions are offsets of targets from it, so that both are mirrored as
@@ -18,7 +18,6 @@ PARTS = {
     "height": "scalar",
     "foot_contact": "feet",
 }
-"""The parts of the balance task's groups; `velocity_symmetry` adds what the walking task shows besides."""
 
 
 def balance_symmetry(env: Env) -> Symmetry:
@@ -28,12 +27,3 @@ def balance_symmetry(env: Env) -> Symmetry:
       InputError: if the environment shows parts that are not the balance task's.
     """
     return make_symmetry(env.spec, PARTS)
-
-
-def velocity_symmetry(env: Env) -> Symmetry:
-    """The maps of the velocity task, or of an environment wrapped around it.
-
-    Raises:
-      InputError: if the environment shows parts that are not the velocity task's.
-    """
-    return make_symmetry(env.spec, {**PARTS, "command": "command", "gait": "phase", "foot_height": "feet"})
