@@ -127,7 +127,8 @@ def _parts(mirror: SignedPermutation | None, size: int, name: str) -> _Parts:
     places, signs = mirror.permutation.tolist(), mirror.sign.tolist()
     if any(places[j] != i or signs[i] != signs[j] for i, j in enumerate(places)):
         raise InputError(f"{name} must be its own inverse, as a mirror is")
-    even, odd = [], []
+    even: list[Tensor] = []
+    odd: list[Tensor] = []
     for i, (j, sign) in enumerate(zip(places, signs, strict=True)):
         if i == j:
             (even if sign > 0 else odd).append(identity[i])
