@@ -35,20 +35,21 @@ class Config:
     """Weights of reward terms, per second, in place of the task's own: NAME WEIGHT NAME WEIGHT ..."""
     ppo: PPOConfig = field(
         default_factory=lambda: PPOConfig(
-            num_envs=256,
+            num_envs=1024,
             num_steps=16,
+            num_minibatches=8,
             learning_rate=1e-3,
             kl_target=0.02,
-            discount=0.975,
+            discount=0.98,
             entropy_coefficient=0.003,
             initial_std=0.25,
             policy_average=0.97,
-            policy_layers=(128, 128),
-            value_layers=(128, 128),
+            policy_layers=(256, 128),
+            value_layers=(256, 128),
             symmetric_networks=True,
         )
     )
-    training: TrainingConfig = field(default_factory=lambda: TrainingConfig(iterations=1800))
+    training: TrainingConfig = field(default_factory=lambda: TrainingConfig(iterations=1900))
 
 
 def build(config: Config) -> Experiment:
