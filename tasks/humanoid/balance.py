@@ -32,7 +32,7 @@ def make_humanoid_balance(
       push_speed: largest change of the pelvis's horizontal velocity by a push, m/s.
       physics: the engine, see `rlcore.physics.engines`.
     """
-    engine, robot, action_bounds, control, initial, _ = make_humanoid(num_threads, physics)
+    engine, robot, action_bounds, control, initial = make_humanoid(num_threads, physics)
     velocimeter = engine.model.sensor("imu_linear_velocity")
 
     def observe(params: Params, state: EnvState) -> dict[str, dict[str, Tensor]]:

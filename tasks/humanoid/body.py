@@ -37,8 +37,6 @@ class Humanoid(NamedTuple):
     initial: Callable[[Params, Tensor], tuple[Tensor, Tensor]]
     """`(params, key) -> (qpos [28], qvel [27])`: the standing pose with joints off by up to `JOINT_NOISE`, leaning a
     little in any direction, and moving."""
-    home: Tensor
-    """`[feet, 2]` where the feet of the standing pose are, seen from the pelvis, m: forward, left."""
 
 
 def make_humanoid(num_threads: int = 0, physics: Physics = "mujoco") -> Humanoid:
@@ -71,6 +69,4 @@ def make_humanoid(num_threads: int = 0, physics: Physics = "mujoco") -> Humanoid
         return torch.cat([raised, turn, posture]), SPEED * velocity
 
     bounds = [-ACTION_BOUND] * model.nu, [ACTION_BOUND] * model.nu
-    standing = engine.forward({}, engine.initial(stand_qpos, torch.zeros(model.nv, dtype=torch.float64)))
-    home = robot.foot_position_in_heading(standing)[:, :2]
-    return Humanoid(engine, robot, bounds, control, initial, home)
+    return Humanoid(engine, robot, bounds, control, initial)
