@@ -7,8 +7,9 @@ from algos.ppo import PPOConfig, make_ppo
 from experiments.cli import run
 from experiments.recording import filmed, recorded_faults
 from rlcore.curriculum import Stage
-from rlcore.env import Env, auto_reset, encoder_offset, observation_noise
+from rlcore.env import Env, auto_reset, encoder_offset, observation_noise, reweighted
 from rlcore.experiment import Experiment, TrainingConfig
+from rlcore.physics.engines import Physics
 from rlcore.randomize import Randomization, make_randomizer
 from tasks.unitree.velocity import make_unitree_velocity, velocity_symmetry
 from tasks.walking import STAGES
@@ -26,17 +27,23 @@ class Config:
     """Which robot: G1 has 29 joints, H1 has 19."""
     seed: int = 0
     """Seed of every random number of the run."""
+    physics: Physics = "mujoco"
+    """What simulates: mujoco on CPUs, or warp on an NVIDIA GPU, where learning runs then too."""
     num_threads: int = 0
-    """Physics threads; 0 takes every CPU. The result does not depend on it."""
+    """Physics threads on CPUs; 0 takes every CPU. The result does not depend on it."""
     push_speed: float = 0.5
     """Largest change of the pelvis's velocity by a push in the last stage, m/s."""
     push_interval: float = 4.0
     """Mean time between pushes, s."""
     episode_seconds: float = 20.0
-    """Length of an episode."""
+    """Length of an episode in evaluation and films."""
+    training_episode_seconds: float = 4.0
+    """Length of an episode in training: short ones show more beginnings, and the curriculum judges each."""
     curriculum: bool = True
     """Begin with balancing in place and go on to standing, walking, turning and varying speed, each robot at its own
     pace; otherwise all commands from the start."""
+    reward_weights: dict[str, float] = field(default_factory=dict)
+    """Weights of reward terms, per second, in place of the task's own: NAME WEIGHT NAME WEIGHT ..."""
     sensor_noise: bool = True
     """Show the policy what sensors as noisy as real ones would; evaluation too."""
     randomization: Randomization = field(
@@ -52,10 +59,12 @@ class Config:
     ppo: PPOConfig = field(
         default_factory=lambda: PPOConfig(
             num_envs=512,
-            num_steps=16,
+            num_steps=32,
+            num_epochs=3,
+            num_minibatches=8,
             learning_rate=1e-3,
             kl_target=0.02,
-            discount=0.975,
+            discount=0.98,
             entropy_coefficient=0.003,
             initial_std=0.4,
             policy_average=0.97,
@@ -70,13 +79,14 @@ class Config:
 def build(config: Config) -> Experiment:
     """The environment and the learner that a configuration describes."""
 
-    def task(stages: tuple[Stage, ...]) -> Env:
-        env = make_unitree_velocity(
-            config.robot, config.num_threads, config.episode_seconds, config.push_interval, config.push_speed, stages
-        )
+    def task(seconds: float, stages: tuple[Stage, ...]) -> Env:
+        settings = (config.num_threads, seconds, config.push_interval, config.push_speed)
+        env = make_unitree_velocity(config.robot, *settings, stages=stages, physics=config.physics)
+        env = reweighted(env, config.reward_weights)
         return encoder_offset(observation_noise(env, SENSOR_NOISE), ENCODER_OFFSET) if config.sensor_noise else env
 
-    env, whole = task(STAGES if config.curriculum else ()), task(())
+    env = task(config.training_episode_seconds, STAGES if config.curriculum else ())
+    whole = task(config.episode_seconds, ())
     changes = config.randomization != Randomization()
     algorithm = make_ppo(
         auto_reset(env),

@@ -5,9 +5,11 @@ from dataclasses import dataclass, field
 from algos.ppo import PPOConfig, make_ppo
 from experiments.cli import run
 from experiments.recording import filmed, recorded_faults
-from rlcore.env import auto_reset, reweighted
+from rlcore.curriculum import Stage
+from rlcore.env import Env, action_delay, auto_reset, reweighted
 from rlcore.experiment import Experiment, TrainingConfig
 from rlcore.physics.engines import Physics
+from rlcore.randomize import Randomization, make_randomizer
 from tasks.humanoid.velocity import make_humanoid_velocity
 from tasks.walking import STAGES, walking_symmetry
 
@@ -27,16 +29,23 @@ class Config:
     push_interval: float = 4.0
     """Mean time between pushes, s."""
     episode_seconds: float = 20.0
-    """Length of an episode."""
+    """Length of an episode in evaluation and films."""
+    training_episode_seconds: float = 4.0
+    """Length of an episode in training: short ones show more beginnings, and the curriculum judges each."""
     curriculum: bool = True
     """Begin with balancing in place and go on to standing, walking, turning and varying speed, each robot at its own
     pace; otherwise all commands from the start."""
     reward_weights: dict[str, float] = field(default_factory=dict)
     """Weights of reward terms, per second, in place of the task's own: NAME WEIGHT NAME WEIGHT ..."""
+    randomization: Randomization = field(default_factory=Randomization)
+    """How robots differ from the nominal one in training; evaluation shows the nominal one."""
+    max_delay: int = 0
+    """Actions arrive up to this many control steps of 20 ms late in training, drawn for each episode."""
     ppo: PPOConfig = field(
         default_factory=lambda: PPOConfig(
-            num_envs=1024,
-            num_steps=16,
+            num_envs=512,
+            num_steps=32,
+            num_epochs=3,
             num_minibatches=8,
             learning_rate=1e-3,
             kl_target=0.02,
@@ -54,11 +63,23 @@ class Config:
 
 def build(config: Config) -> Experiment:
     """The environment and the learner that a configuration describes."""
-    settings = (config.num_threads, config.episode_seconds, config.push_interval, config.push_speed)
-    env = make_humanoid_velocity(*settings, stages=STAGES if config.curriculum else (), physics=config.physics)
-    env = reweighted(env, config.reward_weights)
-    algorithm = make_ppo(auto_reset(env), config.ppo, symmetry=walking_symmetry(env))
-    whole = reweighted(make_humanoid_velocity(*settings, stages=(), physics=config.physics), config.reward_weights)
+
+    def task(seconds: float, stages: tuple[Stage, ...]) -> Env:
+        settings = (config.num_threads, seconds, config.push_interval, config.push_speed)
+        env = make_humanoid_velocity(*settings, stages=stages, physics=config.physics)
+        return reweighted(env, config.reward_weights)
+
+    env = task(config.training_episode_seconds, STAGES if config.curriculum else ())
+    if config.max_delay > 0:
+        env = action_delay(env, (0, config.max_delay))
+    changes = config.randomization != Randomization()
+    algorithm = make_ppo(
+        auto_reset(env),
+        config.ppo,
+        make_randomizer(env, config.randomization) if changes else None,
+        walking_symmetry(env),
+    )
+    whole = task(config.episode_seconds, ())
     return Experiment(env, whole, algorithm, filmed(whole, algorithm), recorded_faults)
 
 

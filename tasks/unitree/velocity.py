@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from rlcore.curriculum import Stage
 from rlcore.env import Env
+from rlcore.physics.engines import Physics
 from rlcore.symmetry import Symmetry
 from tasks.unitree.body import make_unitree, unitree
 from tasks.walking import STAGES, WalkingSettings, make_walking, walking_symmetry
@@ -28,6 +29,7 @@ def make_unitree_velocity(
     push_interval: float = 4.0,
     push_speed: float = 0.5,
     stages: Sequence[Stage] = STAGES,
+    physics: Physics = "mujoco",
 ) -> Env:
     """The task `g1_velocity` or `h1_velocity`, with pushes and a time limit, without automatic resets.
 
@@ -38,11 +40,12 @@ def make_unitree_velocity(
       push_interval: mean time between pushes, s.
       push_speed: largest change of the pelvis's horizontal velocity by a push, m/s.
       stages: the curriculum; none for the whole range of commands from the beginning on.
+      physics: the engine, see `rlcore.physics.engines`.
 
     Raises:
       InputError: for an unknown robot, or if the package of its model is not installed.
     """
-    walker = make_unitree(robot, num_threads)
+    walker = make_unitree(robot, num_threads, physics)
     return make_walking(
         walker,
         f"{robot}_velocity",

@@ -21,15 +21,32 @@ def env(walker):
     return make_walking(walker, "walk", WalkingSettings(posture={"*": 0.3}, weights={"height": -7.0}), stages=())
 
 
-def test_the_humanoid_is_controlled_and_begins_as_in_its_own_tasks(walker, env):
-    """To the last bit: an independent statement of the same rules."""
-    own = body.make_humanoid(1)
-    assert walker.action_bounds == own.action_bounds and walker.standing_height == pytest.approx(0.834, abs=1e-3)
-    action = 5 * random.normal(random.key(0), (21,), dtype=torch.float64)
+def test_an_action_moves_a_servo_by_its_share_of_the_torque_limit(walker, env):
     state, _ = env.reset(env.params, random.key(2))
-    assert torch.equal(walker.control(env.params, state, action), own.control(env.params, state, action))
-    begins = [robot.initial(env.params, random.key(1)) for robot in (walker, own)]
-    assert all(torch.equal(ours, theirs) for ours, theirs in zip(*begins, strict=True))
+    model, names = walker.engine.mjmodel, walker.engine.model.actuators
+    action = torch.linspace(-6.0, 6.0, len(names), dtype=torch.float64)
+    targets = walker.control(env.params, state, action)
+    standing = model.key("stand").ctrl
+    for i, name in enumerate(names):
+        kp, limit = model.actuator(name).gainprm[0], model.actuator(name).forcerange[1]
+        # Force of a servo at rest in the standing pose: kp (target - angle). Actions end at 4 either way.
+        assert kp * (float(targets[i]) - standing[i]) == pytest.approx(limit * min(max(float(action[i]), -4.0), 4.0))
+
+
+def test_episodes_begin_near_the_standing_pose_and_not_in_the_floor(walker, env):
+    stand, model = torch.as_tensor(walker.engine.mjmodel.key("stand").qpos), walker.engine.mjmodel
+    draw = torch.func.vmap(lambda key: walker.initial(env.params, key))
+    qpos, qvel = draw(random.split(random.key(1), 500))
+    assert walker.standing_height == pytest.approx(0.834, abs=1e-3)
+    torch.testing.assert_close(qpos[:, :3], (stand[:3] + torch.tensor([0.0, 0.0, 0.02])).expand(500, 3))
+    # Half a rotation of at most 0.05 rad about each axis is the quaternion's vector, to third order.
+    lean = 2 * qpos[:, 4:7].abs()
+    assert 0.045 < float(lean.max()) <= 0.05 and torch.allclose(qpos[:, 3:7].norm(dim=-1), torch.ones(1).double())
+    off = (qpos[:, 7:] - stand[7:]).abs()
+    assert 0.115 < float(off.max()) <= 0.12
+    bounds = torch.as_tensor(model.jnt_range[1:])
+    assert bool(((qpos[:, 7:] >= bounds[:, 0]) & (qpos[:, 7:] <= bounds[:, 1])).all())
+    assert 0.095 < float(qvel.abs().max()) <= 0.1 and float(qvel.mean().abs()) < 0.005
 
 
 def test_feet_are_at_home_in_the_standing_pose(walker):
