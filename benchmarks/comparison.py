@@ -10,16 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.report import RESULTS, header, machine_line, made, write_json
+from benchmarks.report import RESULTS, header, machine_line, made
 from rlcore.errors import InputError
+from rlcore.metrics import write_json
 
 
 @dataclass(frozen=True)
 class Config:
     """Measure all checkpoints of two groups of finished runs, and draw them beside each other.
 
-    Run i of the first group is compared with run i of the second: give both the same seed, number of environments and
-    --training.checkpoint-every, and --training.keep-last enough to keep them all. Prints a table and writes NAME.json
+    Run i of the first group is compared with run i of the second, by the return of the whole task: give both the same
+    seed, reward weights, number of environments and --training.checkpoint-every, and --training.keep-last enough to
+    keep them all. Prints a table and writes NAME.json
     and NAME.png.
 
     Example:
@@ -95,12 +97,25 @@ def measured(config: Config, run: Path, checkpoint: int) -> dict[str, Any]:
     records = [r for r in read_metrics(run / METRICS_FILE) if r.get("iteration", 0) <= checkpoint]
     return {
         "run": run.name,
+        "task": figures["task"],
+        "seconds": figures["seconds"],
+        "seed": figures["seed"],
         "checkpoint": checkpoint,
         "env_steps": records[-1]["env_steps"] if checkpoint and records else 0,
         "survived": figures["survived"],
         "return": figures["return"],
         "metrics": {name: figures["metrics"][name] for name in config.metrics},
     }
+
+
+def refuse_unlike(groups: Sequence[Sequence[Sequence[Mapping[str, Any]]]]) -> None:
+    """Raise InputError unless all runs are of one task, in episodes of one length, after as many steps each time."""
+    runs = [run for group in groups for run in group]
+    for rows in zip(*runs, strict=True):
+        for name in ("task", "seconds", "env_steps"):
+            if len(found := {row[name] for row in rows}) > 1:
+                told = ", ".join(f"{row['run']} {row[name]}" for row in rows)
+                raise InputError(f"runs must be alike to be compared, but {name} differs among {len(found)}: {told}")
 
 
 def verdicts(figures: Mapping[str, Any]) -> list[str]:
@@ -142,8 +157,8 @@ def table(figures: Mapping[str, Any]) -> str:
     return "\n".join([*lines, "", *verdicts(figures)])
 
 
-def plot(figures: Mapping[str, Any], path: Path) -> None:
-    """Draw each run as a thin line and each group's mean as a thick one, against environment steps."""
+def drawing(figures: Mapping[str, Any]) -> Any:
+    """Each run as a thin line and each group's mean as a thick one, against environment steps."""
     from matplotlib.figure import Figure
 
     def values(run: Sequence[Mapping[str, Any]], panel: str) -> list[float]:
@@ -152,8 +167,8 @@ def plot(figures: Mapping[str, Any], path: Path) -> None:
         return [(row["return"] if panel == "return" else row["metrics"][panel])["mean"] for row in run]
 
     panels = ["return", "survived", *figures["metrics"]]
-    drawing = Figure(figsize=(4.2 * len(panels), 4.2), layout="constrained", dpi=110)
-    for axes, panel in zip(drawing.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+    figure = Figure(figsize=(4.2 * len(panels), 4.2), layout="constrained", dpi=110)
+    for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         for number, (label, group) in enumerate(zip(figures["labels"], ("first", "second"), strict=True)):
             runs = figures[group]
             curves = [values(run, panel) for run in runs]
@@ -166,8 +181,8 @@ def plot(figures: Mapping[str, Any], path: Path) -> None:
         axes.set_xlabel("million environment steps")
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-    drawing.axes[0].legend(frameon=False)
-    drawing.savefig(path, format="png")
+    figure.axes[0].legend(frameon=False)
+    return figure
 
 
 def main(config: Config) -> None:
@@ -188,6 +203,7 @@ def main(config: Config) -> None:
                     tell(f"{done} of {count}: {run}, iteration {checkpoint}")
                     rows.append(measured(config, run, checkpoint))
                 groups[-1].append(rows)
+    refuse_unlike(groups)
     figures = {
         **header("benchmarks.comparison"),
         "labels": list(config.labels),
@@ -200,7 +216,7 @@ def main(config: Config) -> None:
     print(table(figures))
     path = output / f"{config.name}.json"
     write_json(path, figures)
-    plot(figures, path.with_suffix(".png"))
+    drawing(figures).savefig(path.with_suffix(".png"), format="png")
     print(f"\nwritten to {path} and {path.with_suffix('.png')}")
 
 

@@ -18,8 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.report import RESULTS, header, machine_line, made, write_json
+from benchmarks.report import RESULTS, header, machine_line, made
 from rlcore.errors import InputError
+from rlcore.metrics import write_json
 
 MODULE = "experiments.ppo_cartpole"
 

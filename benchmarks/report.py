@@ -1,7 +1,6 @@
 """What every benchmark writes beside its figures: the machine, the command, and the files themselves."""
 
 import importlib.metadata
-import json
 import os
 import platform
 import shlex
@@ -13,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from rlcore.errors import InputError
-from rlcore.metrics import write_atomically
 
 RESULTS = Path("benchmarks/results")
 
@@ -68,8 +66,3 @@ def made(directory: Path) -> Path:
             f"output_dir {directory} cannot be written: {error.strerror or error} (--output-dir)"
         ) from error
     return directory
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write the figures, all at once or not at all."""
-    write_atomically(path, json.dumps(content, indent=2) + "\n")

@@ -16,8 +16,9 @@ from typing import Annotated, Any
 
 import tyro
 
-from benchmarks.report import RESULTS, header, machine_line, made, write_json
+from benchmarks.report import RESULTS, header, machine_line, made
 from rlcore.errors import InputError
+from rlcore.metrics import write_json
 
 PANELS = {"return": "episode/return", "episode length, steps": "episode/length", "fall rate": "episode/fall_rate"}
 

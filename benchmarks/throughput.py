@@ -26,8 +26,9 @@ from pathlib import Path
 from textwrap import wrap
 from typing import Any, Literal, NamedTuple
 
-from benchmarks.report import RESULTS, header, machine_line, made, write_json
+from benchmarks.report import RESULTS, header, machine_line, made
 from rlcore.errors import InputError
+from rlcore.metrics import write_json
 
 LEVELS = ("engine", "env", "policy", "ppo")
 EXPERIMENTS = {

@@ -85,14 +85,14 @@ def unseen_physics(env: Any, key: Any, robots: int) -> Unseen:
 
     from rlcore import random
     from rlcore.env import action_delay
-    from rlcore.randomize import Randomization, make_randomizer
+    from rlcore.randomize import NothingToChange, Randomization, make_randomizer
 
     late = action_delay(env, _LATE)
     ranges: dict[str, Any] = {}
     for name, span in UNSEEN_RANGES.items():
         try:
             make_randomizer(late, Randomization(**{name: span}))
-        except InputError:  # the model has nothing that this range would change
+        except NothingToChange:
             continue
         ranges[name] = span
     draw = torch.func.vmap(make_randomizer(late, Randomization(**ranges)), in_dims=(None, 0))

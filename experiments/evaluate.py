@@ -1,6 +1,5 @@
 """Measure a trained policy on fresh episodes: return, length and survival, each with its confidence interval."""
 
-import json
 import math
 import shlex
 from collections.abc import Callable
@@ -181,13 +180,6 @@ def _summary(episodes: Any, spec: Any) -> dict[str, Any]:
     }
 
 
-def _finite(value: Any) -> Any:
-    """`value` for JSON, which has no infinity and no NaN: null stands for them."""
-    if isinstance(value, dict):
-        return {name: _finite(x) for name, x in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def table(figures: dict[str, Any]) -> str:
     """The figures as lines for a person, nominal and randomized physics side by side."""
     count, other = figures["episodes"], figures["randomized"]
@@ -240,13 +232,13 @@ def _column(summary: dict[str, Any], count: int) -> dict[str, tuple[str, str]]:
 def main(config: Config) -> None:
     """Evaluate, print the table, write the JSON."""
     from experiments.cli import progress_line, writable
-    from rlcore.metrics import write_atomically
+    from rlcore.metrics import write_json
 
     output = writable(config.output or config.run_dir / "evaluation.json", config.run_dir)
     with progress_line() as tell:
         figures = measure(config, lambda step, going: tell(f"step {step}: {going} of {config.episodes} episodes go on"))
     print(table(figures))
-    write_atomically(output, json.dumps(_finite(figures), indent=2, allow_nan=False) + "\n")
+    write_json(output, figures)
     print(f"\nwritten to {output}")
 
 

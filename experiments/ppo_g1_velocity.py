@@ -1,5 +1,6 @@
 """Train Unitree's G1 (or H1) to walk where it is told with PPO."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -7,7 +8,8 @@ from algos.ppo import PPOConfig, make_ppo
 from experiments.cli import run
 from experiments.recording import filmed, recorded_faults
 from rlcore.curriculum import Stage
-from rlcore.env import Env, auto_reset, encoder_offset, observation_noise, reweighted
+from rlcore.env import Env, action_delay, auto_reset, encoder_offset, observation_noise, reweighted
+from rlcore.errors import InputError
 from rlcore.experiment import Experiment, TrainingConfig
 from rlcore.physics.engines import Physics
 from rlcore.randomize import Randomization, make_randomizer
@@ -46,6 +48,8 @@ class Config:
     """Weights of reward terms, per second, in place of the task's own: NAME WEIGHT NAME WEIGHT ..."""
     sensor_noise: bool = True
     """Show the policy what sensors as noisy as real ones would; evaluation too."""
+    max_delay: int = 0
+    """Actions arrive up to this many control steps of 20 ms late in training, drawn for each episode."""
     randomization: Randomization = field(
         default_factory=lambda: Randomization(
             mass_scale=(0.9, 1.1),
@@ -73,7 +77,18 @@ class Config:
             symmetric_networks=True,
         )
     )
-    training: TrainingConfig = field(default_factory=lambda: TrainingConfig(iterations=4000))
+    training: TrainingConfig = field(
+        default_factory=lambda: TrainingConfig(iterations=4000, best_metric="env/curriculum_progress")
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("push_interval", "episode_seconds", "training_episode_seconds"):
+            if not 0 < (value := getattr(self, name)) < math.inf:
+                raise InputError(f"{name} must be more than 0 s, got {value} (--{name.replace('_', '-')})")
+        if not 0 <= self.push_speed < math.inf:
+            raise InputError(f"push_speed must be 0 m/s or more, got {self.push_speed} (--push-speed)")
+        if self.max_delay < 0:
+            raise InputError(f"max_delay must be 0 or more control steps, got {self.max_delay} (--max-delay)")
 
 
 def build(config: Config) -> Experiment:
@@ -86,6 +101,8 @@ def build(config: Config) -> Experiment:
         return encoder_offset(observation_noise(env, SENSOR_NOISE), ENCODER_OFFSET) if config.sensor_noise else env
 
     env = task(config.training_episode_seconds, STAGES if config.curriculum else ())
+    if config.max_delay > 0:
+        env = action_delay(env, (0, config.max_delay))
     whole = task(config.episode_seconds, ())
     changes = config.randomization != Randomization()
     algorithm = make_ppo(

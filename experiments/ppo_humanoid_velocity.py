@@ -1,5 +1,6 @@
 """Train the humanoid to walk where it is told with PPO."""
 
+import math
 from dataclasses import dataclass, field
 
 from algos.ppo import PPOConfig, make_ppo
@@ -7,6 +8,7 @@ from experiments.cli import run
 from experiments.recording import filmed, recorded_faults
 from rlcore.curriculum import Stage
 from rlcore.env import Env, action_delay, auto_reset, reweighted
+from rlcore.errors import InputError
 from rlcore.experiment import Experiment, TrainingConfig
 from rlcore.physics.engines import Physics
 from rlcore.randomize import Randomization, make_randomizer
@@ -58,7 +60,18 @@ class Config:
             symmetric_networks=True,
         )
     )
-    training: TrainingConfig = field(default_factory=lambda: TrainingConfig(iterations=1900))
+    training: TrainingConfig = field(
+        default_factory=lambda: TrainingConfig(iterations=1900, best_metric="env/curriculum_progress")
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("push_interval", "episode_seconds", "training_episode_seconds"):
+            if not 0 < (value := getattr(self, name)) < math.inf:
+                raise InputError(f"{name} must be more than 0 s, got {value} (--{name.replace('_', '-')})")
+        if not 0 <= self.push_speed < math.inf:
+            raise InputError(f"push_speed must be 0 m/s or more, got {self.push_speed} (--push-speed)")
+        if self.max_delay < 0:
+            raise InputError(f"max_delay must be 0 or more control steps, got {self.max_delay} (--max-delay)")
 
 
 def build(config: Config) -> Experiment:

@@ -3,7 +3,6 @@
 import base64
 import html
 import io
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,6 +54,10 @@ class Config:
         for name in ("vx", "yaw_rate", "push_speeds"):
             if not getattr(self, name):
                 raise InputError(f"{name} must be at least one number (--{name.replace('_', '-')})")
+            if not all(map(math.isfinite, getattr(self, name))):
+                raise InputError(
+                    f"{name} must be finite numbers, got {getattr(self, name)} (--{name.replace('_', '-')})"
+                )
         if min(self.push_speeds) < 0:
             raise InputError(f"push_speeds must be 0 m/s or more, got {min(self.push_speeds)} (--push-speeds)")
         if self.seed < 0:
@@ -363,7 +366,7 @@ training unless said otherwise; {walk}.</p>{note}
 def main(config: Config) -> None:
     """Measure, print a summary, write the page and the figures."""
     from experiments.cli import progress_line, writable
-    from rlcore.metrics import write_atomically
+    from rlcore.metrics import write_atomically, write_json
 
     folder = config.output_dir or config.run_dir
     path = writable(folder / "report.html", config.run_dir)
@@ -391,7 +394,7 @@ def main(config: Config) -> None:
             subject.run.experiment.close()
     del figures["gait"]["torques"]  # samples, for the picture only
     write_atomically(path, text)
-    write_atomically(path.with_suffix(".json"), json.dumps(figures, indent=2, allow_nan=False) + "\n")
+    write_json(path.with_suffix(".json"), figures)
     grid = figures["commands"]
     cells = [x for row in grid["survival"] for x in row]
     print(f"{figures['task']}, checkpoint of iteration {figures['checkpoint']}, {len(cells)} commands")

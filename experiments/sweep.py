@@ -1,5 +1,7 @@
 """Train several settings of one experiment side by side on this machine: on one GPU, or on its CPUs."""
 
+import dataclasses
+import importlib
 import os
 import re
 import shlex
@@ -7,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -27,7 +30,7 @@ class Config:
         strong_gait: --reward-weights gait 3.0 --ppo.learning-rate 3e-4
 
     The name * stands for all of them: its arguments come before their own. Each run is in the directory of its name,
-    with what it printed beside it.
+    with what it printed beside it. Each gets its share of the CPUs as threads of physics and of learning.
     """
 
     experiment: Annotated[str, tyro.conf.Positional]
@@ -89,13 +92,31 @@ def read_settings(path: Path) -> list[Setting]:
     return [Setting(name, common + arguments) for name, arguments in settings]
 
 
-def start(config: Config, setting: Setting, threads: int) -> "subprocess.Popen[bytes]":
-    """Begin one training, in a process of its own."""
+def start(config: Config, setting: Setting, flags: Sequence[str], threads: int) -> "subprocess.Popen[bytes]":
+    """Begin one training, in a process of its own; each of `flags` that it does not set gives it `threads` threads."""
     run_dir = config.output / setting.name
     line = [sys.executable, "-m", config.experiment, *setting.arguments, "--training.run-dir", str(run_dir)]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
+    given = {argument.partition("=")[0].replace("_", "-") for argument in setting.arguments}
+    for flag in flags:
+        line += [] if flag in given else [flag, str(threads)]
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     with (config.output / f"{setting.name}.log").open("wb") as log:
-        return subprocess.Popen(line, stdout=log, stderr=subprocess.STDOUT, env=environment)
+        # In a session of its own: Ctrl-C reaches it once, from here, as at a second signal it would leave unsaved.
+        return subprocess.Popen(line, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True)
+
+
+def thread_flags(experiment: str) -> list[str]:
+    """The flags of an experiment that say how many threads it takes.
+
+    Raises:
+      InputError: if there is no such experiment.
+    """
+    try:
+        config = importlib.import_module(experiment).Config
+    except (ImportError, AttributeError) as error:
+        raise InputError(f"{experiment} is no experiment: {error}") from error
+    own = ["--num-threads"] if any(field.name == "num_threads" for field in dataclasses.fields(config)) else []
+    return ["--training.torch-threads", *own]
 
 
 def progress(run_dir: Path) -> str:
@@ -123,8 +144,14 @@ def progress(run_dir: Path) -> str:
 
 
 def main(config: Config) -> None:
-    """Run them all; a signal to stop is handed on, so that each saves a checkpoint."""
+    """Run them all; a signal to stop is handed on, so that each saves a checkpoint.
+
+    Raises:
+      InputError: if the settings cannot be read or there is no such experiment.
+      SystemExit: with code 1, if a training failed.
+    """
     settings = read_settings(config.settings)
+    flags = thread_flags(config.experiment)
     config.output.mkdir(parents=True, exist_ok=True)
     waiting, running = list(settings), dict[str, Any]()
     at_once = min(config.at_once or len(settings), len(settings))
@@ -142,7 +169,7 @@ def main(config: Config) -> None:
     while waiting or running:
         while waiting and len(running) < at_once:
             setting = waiting.pop(0)
-            running[setting.name] = start(config, setting, threads)
+            running[setting.name] = start(config, setting, flags, threads)
         time.sleep(0.5)
         for name, process in list(running.items()):
             if process.poll() is not None:
@@ -158,7 +185,8 @@ def main(config: Config) -> None:
         print(f"{setting.name:<20} {word:<12} {progress(config.output / setting.name)}")
     failed = [name for name, code in codes.items() if code]
     if failed:
-        raise InputError(f"trainings failed: {', '.join(failed)}; see their logs in {config.output}")
+        print(f"error: trainings failed: {', '.join(failed)}; see their logs in {config.output}", file=sys.stderr)
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":

@@ -100,7 +100,8 @@ def curriculum(
 
     `EnvState.memory["curriculum"]` is `{"level", "stage", "score"}`: the level that was reached and the stage that
     this episode is played at (int64 `[]`), and the sum of scores so far. `metrics` gets `curriculum_level` and
-    `curriculum_score`, those of the step, and `curriculum_stage`, whose mean is the share of robots at each level, by
+    `curriculum_score`, those of the step, `curriculum_progress`, their sum, which grows as stages do where a return
+    starts anew with each, and `curriculum_stage`, whose mean is the share of robots at each level, by
     the stages' names. The tables are in `params.values`, as `curriculum/values/<name>` and
     `curriculum/weights/<name>` `[stages, ...]`, with `curriculum_level`, the level at a first reset, and
     `curriculum_revisit`.
@@ -176,6 +177,7 @@ def curriculum(
         logged = {
             "curriculum_level": level.to(total.dtype),
             "curriculum_score": now,
+            "curriculum_progress": level.to(total.dtype) + now,
             "curriculum_stage": Parts(at_stage, tuple(name.replace(" ", "_") for name in names)),
         }
         return after, tree.replace(transition, metrics={**transition.metrics, **logged})

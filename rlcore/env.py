@@ -380,9 +380,12 @@ def reweighted(env: Env, weights: Mapping[str, float]) -> Env:
     """`env` with other weights of some reward terms, per second.
 
     Raises:
-      InputError: for a term that the environment does not have, or a weight that is not finite.
+      InputError: for a term that the environment does not have, a weight that is not finite, or one that the stages
+        of a curriculum set.
     """
     for name, weight in weights.items():
+        if f"curriculum/weights/{name}" in env.params.values:
+            raise InputError(f"the curriculum of {env.spec.name} sets the weight of {name!r}: change it before that")
         if name not in env.params.weights:
             raise InputError(f"{env.spec.name} has no reward term {name!r}; it has: {', '.join(env.params.weights)}")
         if not math.isfinite(weight):

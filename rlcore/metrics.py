@@ -202,6 +202,19 @@ def write_atomically(path: Path, text: str) -> None:
         raise
 
 
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write figures as JSON, all at once or not at all; null stands for infinity and NaN, which JSON has not."""
+    write_atomically(path, json.dumps(_finite(content), indent=2, allow_nan=False) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _finite(x) for name, x in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(x) for x in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 class Panel(NamedTuple):
     """One picture of `learning_curves.png`.
 

@@ -24,6 +24,10 @@ from rlcore.errors import InputError
 Range = tuple[float, float]
 
 
+class NothingToChange(InputError):
+    """A range for what the model has none of, such as the stiffness of servos where there are only motors."""
+
+
 @dataclass(frozen=True)
 class Randomization:
     """Ranges (lowest, highest) to draw each robot's parameters from, uniformly; by default nothing changes."""
@@ -147,7 +151,7 @@ def _nominal(env: Env, field: str) -> Tensor:
 
 def _refuse_unless(there: Tensor, ranges: Randomization, name: str, what: str) -> None:
     if not bool(there.any()):
-        raise InputError(f"{name} {getattr(ranges, name)} has nothing to change: {what}")
+        raise NothingToChange(f"{name} {getattr(ranges, name)} has nothing to change: {what}")
 
 
 # --- bodies -------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ curriculum. A robot's own files give the model and its numbers; nothing here kno
 
 The policy sees what a real robot measures (angular velocity, the direction of gravity, joint angles and velocities),
 the command, the clock of its stride, and its own last action. The value function also sees what only a simulation
-knows: velocity, heights, forces, and in what this robot differs from the nominal one.
+knows: velocity, heights, forces, the robot's mass and the friction of its soles.
 """
 
 import math
@@ -147,8 +147,9 @@ def make_walker(
       speed: largest of every velocity that it begins with, m/s and rad/s.
 
     Raises:
-      InputError: for an actuator that is no position servo with a torque limit, a number that is not above 0 (not
-        below 0 for noise, lean and speed), a missing name, or a standing pose below the floor.
+      InputError: for an actuator that is no position servo with a torque limit, a joint without a servo or in another
+        order than the servos, a number that is not above 0 (not below 0 for noise, lean and speed), a missing name, or
+        a standing pose below the floor.
     """
     for name, value in (("action_share", action_share), ("action_bound", action_bound)):
         if not 0 < value < math.inf:
@@ -162,14 +163,17 @@ def make_walker(
     if loose := [name for name, is_servo in zip(model.actuators, servos, strict=True) if not is_servo]:
         raise InputError(f"actuators must be position servos with a torque limit, which is not so for {loose}")
     stand_qpos, stand_ctrl = model.keyframe(keyframe)
-    pose = stand_qpos[model.actuated()[0]]
+    actuated = model.actuated()[0]
+    pose = stand_qpos[actuated]
     robot = make_robot(model, pose=pose)
+    if (robot.root.qpos.start, actuated) != (0, slice(7, model.nq)):
+        raise InputError("the root must be the first joint and every other joint have a servo, in the same order")
     root = robot.root.qpos
     scale = torch.as_tensor(action_share * limit / stiffness)  # rad per unit of action
     height = float(stand_qpos[root.start + 2])
     if not height > 0:
         raise InputError(f"the root must stand above the floor in keyframe {keyframe!r}, got {height} m")
-    # Two centimetres up, so that no foot begins inside the floor.
+    # Two centimetres up: where joints are off and the body leans, a toe may still begin below the floor.
     raised = stand_qpos[:3] + torch.tensor([0.0, 0.0, 0.02], dtype=torch.float64)
 
     def control(params: Params, state: EnvState, action: Tensor) -> Tensor:

@@ -9,11 +9,10 @@ from torch import Tensor
 from rlcore.env import Env, EnvState, Params, make_env, random_pushes, time_limit
 from rlcore.monitoring import robot_metrics
 from rlcore.physics.engine import PhysicsState
-from rlcore.physics.engines import Physics, make_engine
-from rlcore.physics.mujoco import load_model
+from rlcore.physics.engines import Physics
 from rlcore.rewards import Term, action_rate, alive, exponential, locomotion
-from tasks.humanoid.body import FALLEN_HEIGHT, MODEL, STANDING_HEIGHT
-from tasks.walking import make_walker
+from tasks.humanoid.body import FALLEN_HEIGHT, STANDING_HEIGHT, make_humanoid
+from tasks.walking import CONTROL_DT
 
 FALLEN_TILT = -0.7  # vertical component of gravity in the body frame: about 45 degrees from upright
 
@@ -33,8 +32,11 @@ def make_humanoid_balance(
       push_interval: mean time between pushes, s.
       push_speed: largest change of the pelvis's horizontal velocity by a push, m/s.
       physics: the engine, see `rlcore.physics.engines`.
+
+    Raises:
+      InputError: for a number out of its range, or an engine that cannot run here.
     """
-    walker = make_walker(make_engine(load_model(MODEL), num_threads, physics=physics))
+    walker = make_humanoid(num_threads, physics)
     engine, robot = walker.engine, walker.robot
     velocimeter = engine.model.sensor("imu_linear_velocity")
 
@@ -68,13 +70,13 @@ def make_humanoid_balance(
     env = make_env(
         engine,
         name="humanoid_balance",
-        control_dt=0.02,
+        control_dt=CONTROL_DT,
         initial=walker.initial,
         control=walker.control,
         action_bounds=walker.action_bounds,
         observe=observe,
         terminate=terminate,
-        metrics=robot_metrics(engine, robot, 0.02),
+        metrics=robot_metrics(engine, robot, CONTROL_DT),
         terms=[
             Term("alive", 1.0, alive),
             Term("upright", 1.0, locomotion.upright(robot, 0.3)),

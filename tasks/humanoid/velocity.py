@@ -1,17 +1,16 @@
 """Walk where it is told: the humanoid follows a velocity command, through stages from balancing to turning.
 
 Observation, rewards and curriculum are those of `tasks/walking.py`; here are the humanoid's own numbers. At evaluation
-there is no curriculum, and the command is whatever `rlcore.commands.fixed_command` makes it.
+there is no curriculum: commands come from the whole range, or are what `rlcore.commands.fixed_command` makes them.
 """
 
 from collections.abc import Sequence
 
 from rlcore.curriculum import Stage
 from rlcore.env import Env
-from rlcore.physics.engines import Physics, make_engine
-from rlcore.physics.mujoco import load_model
-from tasks.humanoid.body import MODEL
-from tasks.walking import STAGES, WalkingSettings, make_walker, make_walking
+from rlcore.physics.engines import Physics
+from tasks.humanoid.body import make_humanoid
+from tasks.walking import STAGES, WalkingSettings, make_walking
 
 SETTINGS = WalkingSettings(
     posture={
@@ -42,9 +41,12 @@ def make_humanoid_velocity(
       push_speed: largest change of the pelvis's horizontal velocity by a push, m/s.
       stages: the curriculum; none for the whole range of commands from the beginning on.
       physics: the engine, see `rlcore.physics.engines`.
+
+    Raises:
+      InputError: for a number out of its range, or an engine that cannot run here.
     """
     return make_walking(
-        make_walker(make_engine(load_model(MODEL), num_threads, physics=physics)),
+        make_humanoid(num_threads, physics),
         "humanoid_velocity",
         SETTINGS,
         seconds=seconds,

@@ -1,4 +1,4 @@
-"""Velocity: a robot of Unitree's walks where it is told, through stages from walking ahead to turning.
+"""Velocity: a robot of Unitree's walks where it is told, through stages from balancing to turning.
 
 Observation, rewards and curriculum are those of `tasks/walking.py`; here is what differs from robot to robot. Without
 a policy G1 stays on its feet for 1.1 s and H1 for 2.3 s: the ankles of either are too soft to hold a body upright, as
@@ -43,7 +43,8 @@ def make_unitree_velocity(
       physics: the engine, see `rlcore.physics.engines`.
 
     Raises:
-      InputError: for an unknown robot, or if the package of its model is not installed.
+      InputError: for an unknown robot, a number out of its range, an engine that cannot run here, or if the package of
+        the robot's model is not installed.
     """
     walker = make_unitree(robot, num_threads, physics)
     return make_walking(

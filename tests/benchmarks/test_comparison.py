@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import comparison
-from benchmarks.comparison import Config, common_checkpoints, plot, table, verdicts
+from benchmarks.comparison import Config, common_checkpoints, drawing, refuse_unlike, table, verdicts
 from rlcore.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,7 +28,14 @@ def runs(tmp_path, kept):
 def row(run, checkpoint, value, survived):
     interval = {"mean": value, "low": value - 0.5, "high": value + 0.5}
     share = {"count": 0, "share": survived, "low": 0.0, "high": 1.0}
-    figures = {"run": run, "checkpoint": checkpoint, "env_steps": 100_000 * checkpoint, "survived": share}
+    figures = {
+        "run": run,
+        "task": "x",
+        "seconds": 20.0,
+        "checkpoint": checkpoint,
+        "env_steps": 100_000 * checkpoint,
+        "survived": share,
+    }
     return {**figures, "return": interval, "metrics": {"velocity_error": {**interval, "mean": 0.25}}}
 
 
@@ -57,9 +64,20 @@ def test_pairs_of_runs_decide_at_each_checkpoint():
     assert lines[4].split() == ["with", "a0", "10", "100.0%", "4.000", "+-", "0.500", "0.250", "+-", "4.250"]
 
 
-def test_a_picture_has_a_panel_for_each_figure(tmp_path):
-    plot(planted(), tmp_path / "x.png")
-    assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
+def test_a_picture_has_a_panel_for_each_figure():
+    panels = drawing(planted()).axes
+    assert [panel.get_title() for panel in panels] == ["return", "survived", "velocity error"]
+    a0, _, mean, *without = panels[0].lines
+    assert a0.get_xydata().tolist() == [[0.5, 2.0], [1.0, 4.0]]
+    assert mean.get_xydata().tolist() == [[0.5, 1.5], [1.0, 5.0]]
+    assert (mean.get_label(), len(without)) == ("with", 3)
+
+
+def test_runs_that_are_not_alike_are_told():
+    figures = planted()
+    figures["second"][1][0]["env_steps"] = 7
+    with pytest.raises(InputError, match="but env_steps differs among 2: a0 500000, a1 500000, b0 500000, b1 7"):
+        refuse_unlike([figures["first"], figures["second"]])
 
 
 def test_checkpoints_are_those_that_all_runs_have(tmp_path):

@@ -56,7 +56,7 @@ def test_a_policy_is_measured_under_one_command(run_dir, tmp_path):
     figures = json.loads(output.read_text())
     assert figures["velocity_command"] == {"vx": -0.5, "vy": 0.0, "yaw_rate": 1.0}
     assert "told all the time: -0.5 m/s ahead, 0 m/s to the left, 1 rad/s\n" in done.stdout
-    assert "note: no checkpoint has a value of episode/return" in done.stdout
+    assert "note:" not in done.stdout  # the curriculum ranks checkpoints from the first iteration on
     # Robots that hardly learned stand still for a third of a second: they are off by what they are told.
     for physics in (figures, figures["randomized"]):
         assert physics["metrics"]["velocity_error"]["mean"] == pytest.approx(0.5, abs=0.2)

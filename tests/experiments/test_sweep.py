@@ -40,13 +40,19 @@ def test_a_missing_file_is_told(tmp_path):
         read_settings(tmp_path / "nothing")
 
 
+def test_an_experiment_that_is_none_is_told(tmp_path):
+    with pytest.raises(InputError, match=r"experiments\.nothing is no experiment"):
+        main(Config("experiments.nothing", write(tmp_path, "one:\n"), tmp_path / "runs"))
+
+
 @pytest.mark.slow
 def test_trainings_run_side_by_side_and_one_that_fails_is_named(tmp_path, capsys):
     common = "*: --training.iterations 2 --ppo.num-envs 4 --ppo.num-steps 4 --training.no-video"
     file = write(tmp_path, f"{common}\ngood:\nbad: --ppo.num-steps 0\n")
-    with pytest.raises(InputError, match="trainings failed: bad"):
+    with pytest.raises(SystemExit) as stop:
         main(Config("experiments.ppo_cartpole", file, tmp_path / "runs"))
-    told = capsys.readouterr().out
+    told, errors = capsys.readouterr()
+    assert stop.value.code == 1 and "trainings failed: bad;" in errors
     assert "iteration 2" in told and "exit code 2" in told
     assert (tmp_path / "runs" / "good" / "metrics.jsonl").exists()
     assert "num_steps" in (tmp_path / "runs" / "bad.log").read_text()

@@ -112,6 +112,8 @@ def test_each_robot_keeps_its_level_across_resets():
     # The level that is logged is that of the step's episode, not of the next one.
     assert transitions.metrics["curriculum_level"][STEPS - 1 : STEPS + 1].tolist() == [[1, 1, 1], [0, 1, 2]]
     assert torch.equal(transitions.metrics["curriculum_score"], acts[:, :, 0].double())
+    progress = transitions.metrics["curriculum_level"] + transitions.metrics["curriculum_score"]
+    assert torch.equal(transitions.metrics["curriculum_progress"], progress)
     # The share of the three robots at each stage: all at the second, then one at each.
     stages = scalars(tree.map_leaves(lambda x: x.mean(1), {"at": transitions.metrics["curriculum_stage"]}))
     assert stages.keys() == {"at/stand", "at/walk", "at/turn"}

@@ -4,11 +4,14 @@ import pytest
 import torch
 
 from algos.ppo import PPOConfig, make_ppo
+from experiments.ppo_humanoid_velocity import Config, build
 from rlcore import random, symmetry, tree
 from rlcore.commands import fixed_command
 from rlcore.curriculum import at_level
 from rlcore.env import auto_reset, batch
+from rlcore.errors import InputError
 from rlcore.physics.engine import drain_faults
+from rlcore.randomize import Randomization
 from tasks.humanoid.velocity import SETTINGS, make_humanoid_velocity
 from tasks.walking import STAGES, walking_symmetry
 
@@ -124,3 +127,45 @@ def test_observations_and_commands_have_a_mirror_image(whole):
         assert torch.equal(symmetry.apply(mirror, image), obs[group])
         torch.testing.assert_close(part(whole, {group: image}, "command", group), torch.tensor([0.5, -0.2, -0.3]))
     assert state.steps == 0
+
+
+def test_training_differs_from_evaluation_as_the_experiment_says():
+    small = PPOConfig(num_envs=4, num_steps=2, num_minibatches=1, num_epochs=1, policy_layers=(8,), value_layers=(8,))
+    experiment = build(
+        Config(
+            num_threads=1,
+            training_episode_seconds=1.0,
+            max_delay=2,
+            randomization=Randomization(mass_scale=(0.8, 1.2)),
+            reward_weights={"gait": 0.75},
+            ppo=small,
+        )
+    )
+    trained, evaluated = experiment.env.spec, experiment.evaluation_env.spec
+    assert (trained.episode_steps, evaluated.episode_steps) == (50, 1000)
+    assert {"action_delay", "curriculum"} <= set(trained.wrappers) and not {"action_delay", "curriculum"} & set(
+        evaluated.wrappers
+    )
+    assert (
+        float(experiment.env.params.weights["gait"]) == float(experiment.evaluation_env.params.weights["gait"]) == 0.75
+    )
+    assert "body_mass" not in experiment.evaluation_env.params.physics
+    state = experiment.algorithm.init(random.key(0))
+    mass = state.env_params.physics["body_mass"].sum(-1)
+    assert mass.shape == (4,) and len(set(mass.tolist())) == 4
+    state, metrics = experiment.algorithm.update(state)
+    assert all(bool(torch.isfinite(x).all()) for x in tree.leaves(state.params))
+    assert "env/curriculum_progress" in metrics  # ranks checkpoints
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ({"max_delay": -1}, r"max_delay must be 0 or more control steps, got -1 \(--max-delay\)"),
+        ({"training_episode_seconds": 0.0}, r"must be more than 0 s, got 0.0 \(--training-episode-seconds\)"),
+        ({"push_speed": float("nan")}, r"push_speed must be 0 m/s or more, got nan"),
+    ],
+)
+def test_settings_that_cannot_work_are_told_with_their_flag(arguments, match):
+    with pytest.raises(InputError, match=match):
+        Config(**arguments)

@@ -33,7 +33,7 @@ def test_an_action_moves_a_servo_by_its_share_of_the_torque_limit(walker, env):
         assert kp * (float(targets[i]) - standing[i]) == pytest.approx(limit * min(max(float(action[i]), -4.0), 4.0))
 
 
-def test_episodes_begin_near_the_standing_pose_and_not_in_the_floor(walker, env):
+def test_episodes_begin_near_the_standing_pose(walker, env):
     stand, model = torch.as_tensor(walker.engine.mjmodel.key("stand").qpos), walker.engine.mjmodel
     draw = torch.func.vmap(lambda key: walker.initial(env.params, key))
     qpos, qvel = draw(random.split(random.key(1), 500))
