@@ -3,6 +3,7 @@
 import base64
 import html
 import io
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path

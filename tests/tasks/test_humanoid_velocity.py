@@ -154,7 +154,7 @@ def test_training_differs_from_evaluation_as_the_experiment_says():
     mass = state.env_params.physics["body_mass"].sum(-1)
     assert mass.shape == (4,) and len(set(mass.tolist())) == 4
     state, metrics = experiment.algorithm.update(state)
-    assert all(bool(torch.isfinite(x).all()) for x in tree.leaves(state.params))
+    assert all(bool(torch.isfinite(x).all()) for _, x in tree.named_leaves(state.params))
     assert "env/curriculum_progress" in metrics  # ranks checkpoints
 
 
