@@ -68,7 +68,6 @@ def test_a_film_of_one_command(run_dir, tmp_path):
     done = program("play", run_dir, "--robots", 1, "--seconds", 0.1, "--vx", 0.8, "--output", output)
     assert done.returncode == 0, done.stderr
     assert "told all the time: 0.8 m/s ahead, 0 m/s to the left, 0 rad/s\n" in done.stdout
-    assert "the best is merely the newest\n" in done.stdout
     assert output.stat().st_size > 0
 
 
