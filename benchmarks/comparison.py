@@ -21,8 +21,7 @@ class Config:
 
     Run i of the first group is compared with run i of the second, by the return of the whole task: give both the same
     seed, reward weights, number of environments and --training.checkpoint-every, and --training.keep-last enough to
-    keep them all. Prints a table and writes NAME.json
-    and NAME.png.
+    keep them all. Prints a table and writes NAME.json and NAME.png.
 
     Example:
       python -m benchmarks.comparison --first runs/a0 runs/a1 --second runs/b0 runs/b1 --labels curriculum none
@@ -203,7 +202,7 @@ def main(config: Config) -> None:
                     tell(f"{done} of {count}: {run}, iteration {checkpoint}")
                     rows.append(measured(config, run, checkpoint))
                 groups[-1].append(rows)
-    refuse_unlike(groups)
+                refuse_unlike(groups)
     figures = {
         **header("benchmarks.comparison"),
         "labels": list(config.labels),

@@ -1,99 +1,26 @@
 """Train the humanoid to walk where it is told with PPO."""
 
-import math
 from dataclasses import dataclass, field
 
-from algos.ppo import PPOConfig, make_ppo
+from algos.ppo import PPOConfig
 from experiments.cli import run
-from experiments.recording import filmed, recorded_faults
-from rlcore.curriculum import Stage
-from rlcore.env import Env, action_delay, auto_reset, reweighted
-from rlcore.errors import InputError
+from experiments.walking import WalkingConfig, build_walking, walking_ppo, walking_training
 from rlcore.experiment import Experiment, TrainingConfig
-from rlcore.physics.engines import Physics
-from rlcore.randomize import Randomization, make_randomizer
 from tasks.humanoid.velocity import make_humanoid_velocity
-from tasks.walking import STAGES, walking_symmetry
+from tasks.walking import walking_symmetry
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(WalkingConfig):
     """Learn to follow velocity commands: stand, walk forward, turn and vary speed, while being pushed."""
 
-    seed: int = 0
-    """Seed of every random number of the run."""
-    physics: Physics = "mujoco"
-    """What simulates: mujoco on CPUs, or warp on an NVIDIA GPU, where learning runs then too."""
-    num_threads: int = 0
-    """Physics threads on CPUs; 0 takes every CPU. The result does not depend on it."""
-    push_speed: float = 0.5
-    """Largest change of the pelvis's velocity by a push in the last stage, m/s."""
-    push_interval: float = 4.0
-    """Mean time between pushes, s."""
-    episode_seconds: float = 20.0
-    """Length of an episode in evaluation and films."""
-    training_episode_seconds: float = 4.0
-    """Length of an episode in training: short ones show more beginnings, and the curriculum judges each."""
-    curriculum: bool = True
-    """Begin with balancing in place and go on to standing, walking, turning and varying speed, each robot at its own
-    pace; otherwise all commands from the start."""
-    reward_weights: dict[str, float] = field(default_factory=dict)
-    """Weights of reward terms, per second, in place of the task's own: NAME WEIGHT NAME WEIGHT ..."""
-    randomization: Randomization = field(default_factory=Randomization)
-    """How robots differ from the nominal one in training; evaluation shows the nominal one."""
-    max_delay: int = 0
-    """Actions arrive up to this many control steps of 20 ms late in training, drawn for each episode."""
-    ppo: PPOConfig = field(
-        default_factory=lambda: PPOConfig(
-            num_envs=512,
-            num_steps=32,
-            num_epochs=3,
-            num_minibatches=8,
-            learning_rate=1e-3,
-            kl_target=0.02,
-            discount=0.98,
-            entropy_coefficient=0.003,
-            initial_std=0.25,
-            policy_average=0.97,
-            policy_layers=(256, 128),
-            value_layers=(256, 128),
-            symmetric_networks=True,
-        )
-    )
-    training: TrainingConfig = field(
-        default_factory=lambda: TrainingConfig(iterations=1900, best_metric="env/curriculum_progress")
-    )
-
-    def __post_init__(self) -> None:
-        for name in ("push_interval", "episode_seconds", "training_episode_seconds"):
-            if not 0 < (value := getattr(self, name)) < math.inf:
-                raise InputError(f"{name} must be more than 0 s, got {value} (--{name.replace('_', '-')})")
-        if not 0 <= self.push_speed < math.inf:
-            raise InputError(f"push_speed must be 0 m/s or more, got {self.push_speed} (--push-speed)")
-        if self.max_delay < 0:
-            raise InputError(f"max_delay must be 0 or more control steps, got {self.max_delay} (--max-delay)")
+    ppo: PPOConfig = field(default_factory=lambda: walking_ppo(initial_std=0.25))
+    training: TrainingConfig = field(default_factory=lambda: walking_training(iterations=1900))
 
 
 def build(config: Config) -> Experiment:
     """The environment and the learner that a configuration describes."""
-
-    def task(seconds: float, stages: tuple[Stage, ...]) -> Env:
-        settings = (config.num_threads, seconds, config.push_interval, config.push_speed)
-        env = make_humanoid_velocity(*settings, stages=stages, physics=config.physics)
-        return reweighted(env, config.reward_weights)
-
-    env = task(config.training_episode_seconds, STAGES if config.curriculum else ())
-    if config.max_delay > 0:
-        env = action_delay(env, (0, config.max_delay))
-    changes = config.randomization != Randomization()
-    algorithm = make_ppo(
-        auto_reset(env),
-        config.ppo,
-        make_randomizer(env, config.randomization) if changes else None,
-        walking_symmetry(env),
-    )
-    whole = task(config.episode_seconds, ())
-    return Experiment(env, whole, algorithm, filmed(whole, algorithm), recorded_faults)
+    return build_walking(config, make_humanoid_velocity, walking_symmetry)
 
 
 if __name__ == "__main__":
