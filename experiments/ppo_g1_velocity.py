@@ -35,7 +35,7 @@ class Config(WalkingConfig):
             kd_scale=(0.9, 1.1),
         )
     )
-    ppo: PPOConfig = field(default_factory=lambda: walking_ppo(initial_std=0.4))
+    ppo: PPOConfig = field(default_factory=lambda: walking_ppo(initial_std=0.8))
     training: TrainingConfig = field(default_factory=lambda: walking_training(iterations=4000))
 
 
