@@ -20,7 +20,6 @@ from rlcore.env import Env, EnvState, Obs, Params, batch
 from rlcore.errors import InputError
 from rlcore.experiment import Algorithm
 from rlcore.jit import jit
-from rlcore.measurement import scalars
 from rlcore.networks import ACTIVATIONS, mlp
 from rlcore.normalize import Moments, denormalize, moments_init, moments_update, normalize
 from rlcore.optim import AdamState, adam_init, adam_update, clip_by_global_norm
@@ -31,6 +30,7 @@ from rlcore.rollout import (
     count_episodes,
     episode_metrics,
     no_episodes,
+    trajectory_metrics,
     unroll,
 )
 from rlcore.symmetric_networks import symmetric_mlp
@@ -667,33 +667,3 @@ def _adapted(coefficients: dict[str, Tensor], kl: Tensor, config: PPOConfig) -> 
     rate = coefficients["learning_rate"]
     factor = torch.where(kl > 2.0 * config.kl_target, 1 / 1.2, torch.where(kl < 0.5 * config.kl_target, 1.2, 1.0))
     return {**coefficients, "learning_rate": torch.clamp(rate * factor, *config.learning_rate_bounds)}
-
-
-def trajectory_metrics(trajectory: Trajectory, env: Env, bounds: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
-    """What to log of a trajectory `[T, B]`.
-
-    Returns:
-      `policy/saturation`: share of actions at a bound; `episode/ended`: how many episodes ended in it;
-      `episode/falls_per_minute`: how often the task ended one, per minute of one robot's simulated time; `reward/*`:
-      each term's mean per second, weighted; `reward_raw/*`: each term's mean as it is; `env/faults`: how many steps
-      failed; the means of the environment's metrics over steps and robots, `env/*` where a name has no group of its
-      own.
-    """
-    transition = trajectory.transition
-    logged = {k: v for k, v in transition.metrics.items() if not k.startswith("episode_")}
-    faults = logged.pop("fault").sum()
-    means = scalars(tree.map_leaves(lambda x: x.mean((0, 1)), logged))
-    low, high = bounds
-    saturated = (trajectory.action <= low) | (trajectory.action >= high)
-    dt = env.spec.control_dt
-    raw = transition.raw_terms.mean((0, 1))
-    minutes = transition.terminated.numel() * dt / 60
-    return {
-        "episode/ended": (transition.terminated | transition.truncated).sum(),
-        "episode/falls_per_minute": transition.terminated.sum() / minutes,
-        "env/faults": faults,
-        "policy/saturation": saturated.to(torch.float32).mean(),
-        **{f"reward/{name}": term.mean() / dt for name, term in transition.terms.items()},
-        **{f"reward_raw/{name}": raw[i] for i, name in enumerate(env.spec.terms)},
-        **{name if "/" in name else f"env/{name}": value for name, value in means.items()},
-    }

@@ -42,7 +42,8 @@ def run(config_class: type, build: Build, argv: Sequence[str] | None = None) -> 
     """Parse the command line, build the experiment, train it.
 
     With `--training.resume RUN`, fields that are not given have the values that RUN was started with, and
-    only those of `training`, and `num_threads`, may be given others. The exit code is 2 for a mistake in the
+    only those of `training`, and `num_threads`, may be given others. A field that was not there when RUN was started
+    may be given, too; a warning names it and its value. The exit code is 2 for a mistake in the
     input, with one line on standard error and nothing left behind; 1 if training failed; 130 after Ctrl-C outside
     the training loop. A run that Ctrl-C ended with a checkpoint leaves with 0.
     """
@@ -111,7 +112,7 @@ def progress_line() -> Iterator[Callable[[str], None]]:
 def _run(config_class: type, build: Build, argv: list[str]) -> None:
     module, file = _origin(build)
     command = _program(build)
-    saved, resume = None, _resume_argument(argv)
+    saved, resume, unsaid = None, _resume_argument(argv), list[str]()
     if resume is not None:
         old = read_record(resume)
         if old["module"] != module:
@@ -119,9 +120,14 @@ def _run(config_class: type, build: Build, argv: list[str]) -> None:
         saved = _config_from_json(config_class, old["config"], resume)
         training = dataclasses.replace(saved.training, resume=resume, run_dir=None)
         saved = dataclasses.replace(saved, training=training)
+        unsaid = _unsaid(old["config"], to_json(saved))
     config = _parse(config_class, argv, saved, command)
     if saved is not None:
-        _refuse_changes(to_json(saved), to_json(config))
+        given = to_json(config)
+        _refuse_changes(to_json(saved), given, unsaid)
+        if unsaid:
+            values = ", ".join(f"{_flag(path)} {_at_path(given, path)}" for path in unsaid)
+            _warn(f"{resume} is from before these settings were there, and goes on with {values}")
     record = RunRecord(
         experiment=module.rsplit(".", 1)[-1],
         module=module,
@@ -132,6 +138,8 @@ def _run(config_class: type, build: Build, argv: list[str]) -> None:
     )
     with on_device_of(config):
         experiment = build(config)
+        if experiment.note is not None:
+            print(experiment.note(), flush=True)
         try:
             result = train(
                 experiment,
@@ -254,6 +262,11 @@ def _parse(config_class: type, argv: Sequence[str], saved: Any, command: str) ->
         raise
 
 
+def parse(config_class: type, argv: Sequence[str], program: str) -> Any:
+    """The configuration that arguments describe. Raises InputError for a mistake in them."""
+    return _parse(config_class, argv, None, program)
+
+
 def _in_one_line(report: str) -> str:
     """What tyro reports under a title, its parts with semicolons between.
 
@@ -272,20 +285,49 @@ def _in_one_line(report: str) -> str:
     return "; ".join(part for part in told if not part.startswith("For full helptext"))
 
 
-def _refuse_changes(saved: Mapping[str, Any], given: Mapping[str, Any], prefix: str = "") -> None:
-    """Raise InputError at the first field outside `training` that a resume would change."""
+# Neither how long to train nor on how many threads to simulate changes what is trained.
+_FREE = ("training", "num_threads")
+
+
+def _unsaid(record: Mapping[str, Any], config: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Paths of the fields that a recorded configuration says nothing of, as there was no such field then."""
+    paths = []
+    for name, value in config.items():
+        path = f"{prefix}{name}"
+        if path in _FREE:
+            continue
+        if name not in record:
+            paths.append(path)
+        elif isinstance(value, Mapping) and isinstance(record[name], Mapping):
+            paths += _unsaid(record[name], value, path + ".")
+    return paths
+
+
+def _refuse_changes(
+    saved: Mapping[str, Any], given: Mapping[str, Any], unsaid: Collection[str], prefix: str = ""
+) -> None:
+    """Raise InputError at the first field, but for those of `_FREE` and `unsaid`, that a resume would change."""
     for name, value in given.items():
         old, path = saved.get(name), f"{prefix}{name}"
-        # Neither how long to train nor on how many threads to simulate changes what is trained.
-        if path in ("training", "num_threads") or old == value:
+        if path in (*_FREE, *unsaid) or old == value:
             continue
-        if isinstance(old, Mapping) and isinstance(value, Mapping):
-            _refuse_changes(old, value, path + ".")
-        flag = "--" + path.replace("_", "-")
+        if isinstance(old, Mapping) and isinstance(value, Mapping) and old.keys() == value.keys():
+            _refuse_changes(old, value, unsaid, path + ".")
+            continue
         raise InputError(
-            f"{path} was {old!r} in the run to resume and cannot become {value!r} ({flag}): leave it out, or "
+            f"{path} was {old!r} in the run to resume and cannot become {value!r} ({_flag(path)}): leave it out, or "
             "start a new run"
         )
+
+
+def _flag(path: str) -> str:
+    return "--" + path.replace("_", "-")
+
+
+def _at_path(config: Any, path: str) -> Any:
+    for name in path.split("."):
+        config = config[name]
+    return config
 
 
 def _converter() -> cattrs.Converter:
@@ -386,7 +428,7 @@ def restore_policy(run: Run | Path, which: str | int = "best", fresh: Collection
       run: its directory, or what `load_run` gave.
       which: `best`, `last`, or the iteration of a checkpoint.
       fresh: top-level fields of the TrainState to take from `algorithm.init` instead, such as environment
-        states whose number an override changed.
+        states whose number an override changed. A replay buffer, which no policy needs, is always one of them.
 
     Raises:
       InputError: if there is no such checkpoint, or it is damaged or does not fit.
@@ -407,7 +449,7 @@ def restore_policy(run: Run | Path, which: str | int = "best", fresh: Collection
             raise InputError(f"{run.run_dir} has no checkpoint")
         if isinstance(step, str) and not step.isdecimal():
             raise InputError(f"checkpoint must be best, last or an iteration, got {which!r}")
-        state = checkpoints.restore(int(step), target, fresh)
+        state = checkpoints.restore(int(step), target, {*fresh, "replay"})
         merely_newest = which == "best" and checkpoints.score(int(step)) is None
     finally:
         checkpoints.close()

@@ -68,6 +68,15 @@ def read_settings(path: Path) -> list[Setting]:
         lines = path.read_text().splitlines()
     except OSError as error:
         raise InputError(f"settings {path} cannot be read: {error.strerror or error}") from error
+    return read_lines(lines, str(path))
+
+
+def read_lines(lines: Sequence[str], origin: str) -> list[Setting]:
+    """The settings in lines, each with the arguments of all in front; `origin` is where they are from.
+
+    Raises:
+      InputError: if there is no setting, a line of another form, or a name that comes twice.
+    """
     settings: list[Setting] = []
     common: list[str] = []
     for number, line in enumerate(lines, start=1):
@@ -75,20 +84,20 @@ def read_settings(path: Path) -> list[Setting]:
             continue
         name, colon, rest = line.partition(":")
         if not colon or not re.fullmatch(r"[A-Za-z0-9._-]+|\*", name.strip()):
-            raise InputError(f"line {number} of {path} must be a name, a colon and arguments, got {line.strip()!r}")
+            raise InputError(f"line {number} of {origin} must be a name, a colon and arguments, got {line.strip()!r}")
         try:
             arguments = shlex.split(rest)
         except ValueError as error:
-            raise InputError(f"line {number} of {path}: {error}") from error
+            raise InputError(f"line {number} of {origin}: {error}") from error
         if name.strip() == "*":
             common += arguments
         else:
             settings.append(Setting(name.strip(), arguments))
     names = [setting.name for setting in settings]
     if not names:
-        raise InputError(f"{path} has no setting")
+        raise InputError(f"{origin} has no setting")
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise InputError(f"settings in {path} need different names, got more than once: {', '.join(twice)}")
+        raise InputError(f"settings in {origin} need different names, got more than once: {', '.join(twice)}")
     return [Setting(name, common + arguments) for name, arguments in settings]
 
 

@@ -39,6 +39,9 @@ _DELAY, _FIRST_PUSH, _PUSH, COMMAND_SALT, LEVEL_SALT, _NOISE = (salt << 32 - 8 f
 _OBSERVATION_DELAY, _ENCODER = (salt << 32 - 8 for salt in (128, 192))
 
 
+_DELAYED = "action_delay"  # in the memory, where actions arrive late
+
+
 @pytree
 class Params:
     """What may differ from robot to robot without changing the program.
@@ -60,8 +63,9 @@ class EnvState:
 
     Attributes:
       physics: the mechanical state.
-      memory: what the task and each wrapper remember, by name. `last_action` `[action]` is always there, and so is
-        `terminated`, `[]` bool: whether the step that led here ended the episode by the task or by a fault.
+      memory: what the task and each wrapper remember, by name. `last_action` `[action]`, the one that was given
+        last, is always there, and so is `terminated`, `[]` bool: whether the step that led here ended the episode by
+        the task or by a fault.
       key: `[2]` random key of the episode; with `steps` folded in, that of a step.
       steps: `[]` int64, control steps since the reset.
     """
@@ -113,6 +117,7 @@ class EnvSpec:
       model: the robot.
       wrappers: what has been wrapped around the task, innermost first.
       episode_steps: control steps after which an episode is truncated; None where no clock ends it.
+      holds_actions: whether its step holds actions back where `action_delay` asks for it, as `make_env` sees to.
     """
 
     name: str
@@ -126,6 +131,7 @@ class EnvSpec:
     model: ModelInfo
     wrappers: tuple[str, ...] = ()
     episode_steps: int | None = None
+    holds_actions: bool = False
 
     @property
     def action_size(self) -> int:
@@ -263,12 +269,13 @@ def make_env(
     def step(params: Params, state: EnvState, action: Tensor, /) -> tuple[EnvState, Transition]:
         _check_action(action, action_names)
         action = action.to(state.physics.qpos.dtype)
-        ctrl = action if control is None else control(params, state, action)
+        arrived, delayed = _arrived(state, action)
+        ctrl = arrived if control is None else control(params, state, arrived)
         physics = engine.step(params.physics, state.physics, ctrl, substeps=substeps, key=state.key)
         # The engine has told a fault of an action that is not a number; nothing else may see that action.
         action = torch.nan_to_num(action, 0.0, 0.0, 0.0)
         remembered = {n: m.update(params, state, action, physics) for n, m in memories.items()}
-        remembered["last_action"] = action
+        remembered |= {"last_action": action, **delayed}
         fault = physics.fault != 0
         remembered["terminated"] = terminated = terminate(params, physics) | fault
         after = EnvState(physics, remembered, state.key, state.steps + 1)
@@ -315,6 +322,7 @@ def make_env(
         substeps=substeps,
         terms=names,
         model=model,
+        holds_actions=True,
     )
     return Env(spec, params, reset, step, engine)
 
@@ -485,18 +493,22 @@ def scale_actions(env: Env, low: float = -1.0, high: float = 1.0) -> Env:
 def action_delay(env: Env, delay: int | tuple[int, int]) -> Env:
     """Let each action arrive some control steps late, as over a real robot's bus.
 
-    Until the first one arrives the robot gets the action 0.
+    What is late is what reaches the actuators: `last_action` is the action that was given, which is all that a
+    controller knows of, and reward terms judge that one. Until the first one arrives the robot gets the task's
+    action 0.
 
     Args:
-      env: the environment.
+      env: an environment made by `make_env`.
       delay: control steps; a pair (lowest, highest) is drawn from anew for each episode.
 
     Raises:
-      InputError: for a negative delay or an empty range.
+      InputError: for a negative delay or an empty range, or if the environment is not by `make_env`.
     """
     least, most = delay if isinstance(delay, tuple) else (delay, delay)
     if not 0 <= least <= most:
         raise InputError(f"action delay must be 0 or more steps, lowest first, got {delay}")
+    if not env.spec.holds_actions:
+        raise InputError(f"{env.spec.name} is not made by make_env, whose step holds late actions back")
     spec = wrapped_spec(env, "action_delay")
     size = env.spec.action_size
 
@@ -506,18 +518,28 @@ def action_delay(env: Env, delay: int | tuple[int, int]) -> Env:
         if most > least:
             steps = random.randint(_step_key(state, _DELAY), (), least, most + 1)
         waiting = state.physics.qpos.new_zeros((most + 1, size))
-        return remember(state, "action_delay", {"steps": steps, "waiting": waiting}), obs
+        return remember(state, _DELAYED, {"steps": steps, "waiting": waiting}), obs
 
     def step(params: Params, state: EnvState, action: Tensor, /) -> tuple[EnvState, Transition]:
-        memory = state.memory["action_delay"]
-        waiting = torch.cat([action.to(memory["waiting"].dtype).unsqueeze(0), memory["waiting"][:-1]])
-        late = torch.arange(most + 1, device=action.device) == memory["steps"]
-        # `where` before the sum, so that a NaN still waiting does not reach the robot early.
-        arrived = torch.where(late.unsqueeze(-1), waiting, 0.0).sum(0)
-        after, transition = env.step(params, state, arrived)
-        return remember(after, "action_delay", {"steps": memory["steps"], "waiting": waiting}), transition
+        after, transition = env.step(params, state, action)
+        # Trees are alike only with their entries in one order, and a reset puts this one last.
+        memory = {**after.memory}
+        memory[_DELAYED] = memory.pop(_DELAYED)
+        return tree.replace(after, memory=memory), transition
 
     return env._replace(spec=spec, reset=reset, step=step)
+
+
+def _arrived(state: EnvState, action: Tensor) -> tuple[Tensor, dict[str, Any]]:
+    """What reaches the actuators `[action]` where `action` is given, and what `action_delay` remembers after that."""
+    if _DELAYED not in state.memory:
+        return action, {}
+    memory = state.memory[_DELAYED]
+    waiting = torch.cat([action.unsqueeze(0), memory["waiting"][:-1]])
+    late = torch.arange(len(waiting), device=action.device) == memory["steps"]
+    # `where` before the sum, so that a NaN still waiting does not reach the robot early.
+    arrived = torch.where(late.unsqueeze(-1), waiting, 0.0).sum(0)
+    return arrived, {_DELAYED: {"steps": memory["steps"], "waiting": waiting}}
 
 
 def observation_noise(env: Env, scales: Mapping[str, float], group: str = "policy") -> Env:

@@ -33,7 +33,8 @@ class Algorithm(NamedTuple):
     while one of them is not finite.
     """
     update: Callable[[Any], tuple[Any, Mapping[str, Tensor]]]
-    """`TrainState -> (TrainState, metrics)`: one iteration. It must not write into the state it was given."""
+    """`TrainState -> (TrainState, metrics)`: one iteration. It must not write into what the state it was given shows;
+    the memory of a replay buffer has room for more than it shows (see `rlcore.replay`)."""
     act: Callable[[Any, Any, Tensor | None], Any]
     """`(TrainState, obs [B, ...], key or None) -> action [B, ...]`; without a key the action is the mode."""
 
@@ -54,6 +55,8 @@ class Experiment(NamedTuple):
     """Hands over, and forgets, what went wrong since the last call; called after each update."""
     close: Callable[[], None] | None = None
     """Frees what the experiment holds (engines, processes)."""
+    note: Callable[[], str] | None = None
+    """What a person should know before training begins, such as how much memory it takes; may raise InputError."""
 
 
 @dataclass(frozen=True)

@@ -12,16 +12,18 @@ with their dtypes and layouts) is fixed when it is recorded, and so is what it c
 import functools
 import operator
 import threading
+import types
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import torch
+import torch._functorch.pyfunctorch
 from torch import Tensor
 
 from rlcore.cudagraph import captured
 from rlcore.fusion import Kernel, fuse
-from rlcore.tree import tree_flatten, tree_unflatten
+from rlcore.tree import tree_flatten, tree_leaves, tree_unflatten
 from rlcore.treecode import flattener, unflattener
 
 P = ParamSpec("P")
@@ -31,9 +33,11 @@ R = TypeVar("R")
 def jit(fn: Callable[P, R]) -> Callable[P, R]:
     """A pure function of trees of tensors, recorded per structure, shape, strides, dtype and device.
 
-    Leaves that are not tensors are part of the structure. Inside another transform or a compile, and where
-    arguments or tensors that it closed over require gradients, the function is called as it is, so that
-    transforms compose. The first call with new shapes runs the function twice: to record it and to replay it.
+    Leaves that are not tensors are part of the structure. Under `torch.func.vmap` the mapped function is recorded: a
+    population that maps an update over its members costs few calls more than one of them. Inside another transform or
+    a compile, and where arguments or tensors that it closed over require gradients or are mapped themselves, the
+    function is called as it is, so that transforms compose. The first call with new shapes runs the function twice: to
+    record it and to replay it.
 
     Returns:
       A function with the same results, bit for bit. The recording holds what `fn` closed over. As from `fn`
@@ -46,6 +50,8 @@ def jit(fn: Callable[P, R]) -> Callable[P, R]:
     """
     recordings: dict[Any, _Recording] = {}
     latest: list[_Recording] = []
+    mapped: dict[Any, Any] = {}
+    held: list[bool] = []  # whether it holds a tensor that is mapped, once that is known
 
     def found(tree: Any) -> tuple[_Recording | None, list[Tensor]]:
         """The recording for such arguments, and the tensors to replay it on; None inside a transformation."""
@@ -67,6 +73,12 @@ def jit(fn: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(fn)
     def replay(*args: P.args, **kwargs: P.kwargs) -> R:
         recording, tensors = found((args, kwargs))
+        if recording is None and (interpreter := _mapping()) is not None:
+            if not held:
+                held.append(_holds_mapped(fn))
+            if not held[0]:
+                under: R = _under_vmap(fn, mapped, interpreter, (args, kwargs))
+                return under
         if recording is None or (recording.trains and torch.is_grad_enabled()):
             return fn(*args, **kwargs)
         with torch.no_grad():
@@ -77,6 +89,90 @@ def jit(fn: Callable[P, R]) -> Callable[P, R]:
         return result
 
     return replay
+
+
+def _mapping() -> Any:
+    """What maps this call, if it is `torch.func.vmap`; else None."""
+    if torch.compiler.is_compiling() or torch._C._functorch.maybe_current_level() is None:
+        return None
+    if torch.utils._python_dispatch._get_current_dispatch_mode() is not None:
+        return None
+    interpreter = torch._functorch.pyfunctorch.retrieve_current_functorch_interpreter()
+    return interpreter if interpreter.key() == torch._C._functorch.TransformType.Vmap else None
+
+
+def _holds_mapped(fn: Any) -> bool:
+    """Whether a function holds a tensor that is mapped: closed over, as a default, or by a function that it holds."""
+    seen: set[int] = set()
+    waiting: list[Any] = [fn]
+    while waiting:
+        thing = waiting.pop()
+        if id(thing) in seen:
+            continue
+        seen.add(id(thing))
+        if isinstance(thing, Tensor):
+            if torch._C._functorch.is_batchedtensor(thing):
+                return True
+            continue
+        if isinstance(thing, type | types.ModuleType | str | bytes | int | float):
+            continue
+        if isinstance(thing, types.FunctionType):
+            waiting += [*(thing.__defaults__ or ()), *(thing.__kwdefaults__ or {}).values(), *vars(thing).values()]
+            for cell in thing.__closure__ or ():
+                with suppress(ValueError):  # of a name that has no value yet
+                    waiting.append(cell.cell_contents)
+        elif isinstance(thing, types.MethodType):
+            waiting += [thing.__self__, thing.__func__]
+        elif isinstance(thing, functools.partial):
+            waiting += [thing.func, *thing.args, *thing.keywords.values()]
+        else:
+            leaves = tree_leaves(thing)
+            if len(leaves) == 1 and leaves[0] is thing:
+                # Something that can be called, but holds its tensors itself.
+                waiting += vars(thing).values() if callable(thing) and hasattr(thing, "__dict__") else []
+            else:
+                waiting += leaves
+    return False
+
+
+def _under_vmap(fn: Callable[..., Any], mapped: dict[Any, Any], interpreter: Any, call: Any) -> Any:
+    """Call `fn` where `vmap` maps it: one level down, with the mapped function, recorded as any other.
+
+    Args:
+      fn: what is mapped.
+      mapped: the mapped functions so far, by what of the call is mapped.
+      interpreter: of the vmap.
+      call: its arguments as of a member, `(args, kwargs)`.
+    """
+    functorch, level = torch._C._functorch, interpreter.level()
+    leaves, structure = tree_flatten(call)
+    values, dims = [], []
+    for leaf in leaves:
+        inside = isinstance(leaf, Tensor) and functorch.is_batchedtensor(leaf)
+        if inside and functorch.maybe_get_level(leaf) == level:
+            values.append(functorch.get_unwrapped(leaf).movedim(functorch.maybe_get_bdim(leaf), 0))
+            dims.append(0)
+        else:
+            values.append(leaf)
+            dims.append(None)
+    signature = (structure, tuple(dims))
+    if signature not in mapped:
+        shape: list[Any] = []  # the result's structure, and what of it is no tensor
+
+        def member(given: list[Any]) -> list[Tensor]:
+            args, kwargs = tree_unflatten(given, structure)
+            outputs, spec = tree_flatten(fn(*args, **kwargs))
+            shape[:] = [spec, [(isinstance(x, Tensor), None if isinstance(x, Tensor) else x) for x in outputs]]
+            return [x for x in outputs if isinstance(x, Tensor)]
+
+        in_dims = (list(dims),)
+        mapped[signature] = jit(torch.func.vmap(member, in_dims=in_dims) if 0 in dims else member), shape
+    recorded, shape = mapped[signature]
+    with interpreter.lower():
+        tensors = recorded(values)
+    results = iter([functorch._add_batch_dim(x, 0, level) for x in tensors] if 0 in dims else tensors)
+    spec, outputs = shape
+    return tree_unflatten([next(results) if is_tensor else x for is_tensor, x in outputs], spec)
 
 
 class _Recording(NamedTuple):

@@ -186,6 +186,27 @@ def test_resume_takes_the_saved_configuration(command, tmp_path):
     assert command("--training.resume", "run", "--training.iterations", "6", "--learning-rate", "5e-2")[0] == 0
 
 
+def test_resume_tells_which_settings_are_newer_than_the_run(command, tmp_path):
+    command(*FAST, "--training.run-dir", "run")
+    record = tmp_path / "run" / "config.json"
+    saved = json.loads(record.read_text())
+    del saved["config"]["data"]["batch"], saved["config"]["training"]["keep_last"]
+    record.write_text(json.dumps(saved))
+    code, _, err = command("--training.resume", "run", "--training.iterations", "4")
+    assert (code, err) == (
+        0,
+        "warning: run is from before these settings were there, and goes on with --data.batch 16\n",
+    )
+    # From then on it is recorded.
+    code, _, err = command("--training.resume", "run", "--training.iterations", "5")
+    assert (code, err) == (0, "")
+    record.write_text(json.dumps(saved))
+    code, _, err = command("--training.resume", "run", "--training.iterations", "6", "--data.batch", "8")
+    assert (code, err.splitlines()[0].rpartition(" ")[2]) == (0, "8")
+    code, _, err = command("--training.resume", "run", "--training.iterations", "7", "--learning-rate", "1")
+    assert code == 2 and "learning_rate was" in err
+
+
 def test_resume_refuses_to_change_what_is_trained(command, tmp_path):
     command(*FAST, "--training.run-dir", "run")
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}

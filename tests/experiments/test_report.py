@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from experiments import ppo_cartpole
+from experiments.cli import to_json
 from experiments.report import Config
 from rlcore.errors import InputError
+from rlcore.run_directory import RunRecord, write_record
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = [
@@ -99,7 +102,9 @@ def test_a_page_that_stands_alone_and_its_figures(run_dir, tmp_path):
 
 def test_a_run_without_commands_is_refused(tmp_path):
     path = tmp_path / "cartpole"
-    assert program("ppo_cartpole", *TINY, "--training.run-dir", path).returncode == 0
+    path.mkdir()
+    config = to_json(ppo_cartpole.Config(num_threads=1))
+    write_record(path, RunRecord("ppo_cartpole", "experiments.ppo_cartpole", None, "", 0, config), 1)
     done = program("report", path)
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert "cartpole follows no velocity commands" in done.stderr and "experiments.evaluate" in done.stderr

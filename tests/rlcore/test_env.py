@@ -453,8 +453,40 @@ def test_delayed_actions_arrive_exactly_that_late(delay):
     shifted = torch.cat([torch.zeros(delay, 3, 1), acts[:-delay]])
     _, (states, transitions) = rollout(batch(action_delay(bug(), delay)), 3, acts)
     _, (plain_states, plain) = rollout(batch(bug()), 3, shifted)
-    assert_same(transitions, plain)
+    assert_same(transitions.obs, plain.obs)
+    assert_same(transitions.terminated, plain.terminated)
     assert_same(states.physics, plain_states.physics)
+
+
+def test_late_actions_are_remembered_and_judged_as_they_were_given():
+    """A controller knows what it commands, not what has arrived."""
+    acts = actions(10, 3).double()
+    _, (states, transitions) = rollout(batch(action_delay(bug(), 2)), 3, acts)
+    assert torch.equal(states.memory["last_action"], acts)
+    effort, rate = (transitions.raw_terms[..., 1 + i] for i in range(2))
+    before = torch.cat([torch.zeros(1, 3, 1), acts[:-1]])
+    torch.testing.assert_close(effort, acts[..., 0] ** 2)
+    torch.testing.assert_close(rate, (acts - before)[..., 0] ** 2)
+
+
+@pytest.mark.parametrize("scaled_first", [True, False])
+def test_late_actions_are_scaled_wherever_the_delay_is(scaled_first):
+    acts = actions(6, 3)
+    env = action_delay(scale_actions(bug()), 1) if scaled_first else scale_actions(action_delay(bug(), 1))
+    _, (states, _) = rollout(batch(env), 3, acts)
+    # The task's own action 0 until the first one arrives.
+    plain = scale_actions(bug())
+    low, high = bug().spec.action_low[0], bug().spec.action_high[0]
+    nothing = torch.full((1, 3, 1), -(high + low) / (high - low))
+    _, (expected, _) = rollout(batch(plain), 3, torch.cat([nothing, acts[:-1]]))
+    torch.testing.assert_close(states.physics.qpos, expected.physics.qpos)
+
+
+def test_a_delay_needs_a_step_that_knows_of_it():
+    foreign = bug()
+    foreign = foreign._replace(spec=tree.replace(foreign.spec, holds_actions=False))
+    with pytest.raises(InputError, match="bug is not made by make_env"):
+        action_delay(foreign, 1)
 
 
 def test_random_delays_cover_their_range_and_hold_for_an_episode():
@@ -476,9 +508,11 @@ def test_random_delays_cover_their_range_and_hold_for_an_episode():
     acts = actions(6, 8)
     _, (states, _) = rollout(batch(env), 8, acts)
     assert len(late.unique()) > 1
+    arriving = torch.zeros_like(acts)
     for i, k in enumerate(late.tolist()):
-        arrived = states.memory["last_action"][:, i, 0]
-        assert torch.equal(arrived[k:], acts[: 6 - k, i, 0].double()) and not arrived[:k].any()
+        arriving[k:, i] = acts[: 6 - k, i]
+    _, (expected, _) = rollout(batch(bug()), 8, arriving)
+    assert_same(states.physics, expected.physics)
 
 
 # --- Observations ---

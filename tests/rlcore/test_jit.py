@@ -139,11 +139,68 @@ def test_other_transforms_leave_no_recording():
     fn = Counted(lambda x: x * torch.tensor([1.0, 2.0]))
     fast, x = jit(fn), torch.ones(3, 2)
     for calls in range(1, 4):
-        vmap(fast)(x)
+        grad(lambda v: fast(v).sum())(x)
         assert fn.runs == calls  # called as it is
     with FakeTensorMode() as mode:
         fast(mode.from_tensor(x))
     assert fast(x).tolist() == [[1.0, 2.0]] * 3
+
+
+def test_under_vmap_the_mapped_function_is_recorded():
+    fn = Counted(lambda tree, y, k: {"a": tree["a"] * y + k, "b": tree["b"].sum(), "c": torch.ones(2)})
+    fast = jit(fn)
+    tree, y = {"a": make().x, "b": torch.arange(12.0).reshape(4, 3)}, torch.tensor([2.0, -1.0, 0.5])
+    tree["a"] = tree["a"].reshape(-1)[:12].reshape(3, 4)
+    dims = ({"a": 1, "b": 0}, None, None)
+    expected = vmap(fn.fn, in_dims=dims)(tree, y[:3], 0.5)
+    runs = []
+    for _ in range(4):
+        out = vmap(fast, in_dims=dims)(tree, y[:3], 0.5)
+        runs.append(fn.runs)
+        for name, value in expected.items():
+            assert torch.equal(out[name], value), name
+    assert len(set(runs)) == 1  # run to record it, and never again
+    # Two of them, one inside the other, and a function of nothing that is mapped.
+    x = torch.arange(24.0).reshape(2, 3, 4)
+    twice = jit(lambda v, w: torch.sin(v) * w)
+    w = torch.arange(4.0)
+    for _ in range(2):
+        nested = vmap(lambda rows: vmap(lambda v: twice(v, w))(rows))(x)
+        assert torch.equal(nested, torch.sin(x) * w)
+        assert torch.equal(vmap(lambda v: v + twice(w, w))(x), x + torch.sin(w) * w)
+        # What differentiates it sees through it.
+        slope = vmap(grad(lambda v: twice(v, w).sum()))(x[0])
+        torch.testing.assert_close(slope, torch.cos(x[0]) * w)
+        slope = grad(lambda v: vmap(lambda row: twice(row, w))(v).sum())(x[0])
+        torch.testing.assert_close(slope, torch.cos(x[0]) * w)
+
+
+def test_what_is_mapped_may_be_closed_over():
+    x, y = torch.arange(6.0).reshape(3, 2), torch.arange(3.0)
+    # Nothing that is given is mapped, what is held is: by the function itself, by one that it holds, as a default.
+    for hold in (
+        lambda a: lambda z: z * a,
+        lambda a: (lambda inner: lambda z: inner(z))(lambda z: z * a),
+        lambda a: functools.partial(lambda z, b: z * b, b=a),
+        lambda a: lambda z, b=a: z * b,
+        lambda a: lambda z, held={"a": (a, 1)}: z * held["a"][0],
+    ):
+        for _ in range(2):
+            assert torch.equal(vmap(lambda v, a: jit(hold(a))(v))(x, y), x * y[:, None])  # noqa: B023
+            assert torch.equal(vmap(lambda a: jit(hold(a))(y))(y), y[:, None] * y)  # noqa: B023
+
+
+def test_what_is_no_tensor_comes_through_vmap():
+    fast = jit(lambda x: (x + 1, "name", None, {"n": 3}))
+    seen = []
+
+    def look(x):
+        seen.append(fast(x))
+        return seen[-1][0]
+
+    for _ in range(2):
+        out = vmap(look)(torch.arange(3.0))
+        assert out.tolist() == [1.0, 2.0, 3.0] and seen[-1][1:] == ("name", None, {"n": 3})
 
 
 COMPILED = """

@@ -1,0 +1,209 @@
+"""Train many settings of one experiment side by side in one process, as a population."""
+
+import dataclasses
+import importlib
+import shlex
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import tyro
+
+from algos.population import PBTConfig, PopulationState, make_population, member
+from experiments.cli import parse, run, to_json
+from experiments.sweep import Setting, read_lines
+from rlcore import random
+from rlcore.checkpoint import Checkpointer
+from rlcore.errors import InputError
+from rlcore.experiment import Algorithm, Experiment, TrainingConfig
+from rlcore.metrics import METRICS_FILE, MetricsFile, TensorBoard
+from rlcore.run_directory import CHECKPOINTS, RunRecord, write_record
+
+# Settings that are numbers in a state, and not part of what is compiled for all members; of an algorithm's own
+# settings those that its state has as coefficients.
+_FREE = ("seed", "reward_weights", "randomization", "push_speed")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Train members that differ in seed, coefficients of the algorithm, reward weights or randomization.
+
+    Each member is the run that it would be alone, and has a directory of its own in that of the population, which
+    plays and evaluates like any other once training stops.
+
+    Example:
+      python -m experiments.population experiments.ppo_cartpole --training.run-dir runs/rates --seeds 4
+        --members "slow: --ppo.learning-rate 1e-4" "fast: --ppo.learning-rate 1e-2"
+    """
+
+    experiment: Annotated[str, tyro.conf.Positional]
+    """Module of the experiment, such as experiments.ppo_cartpole."""
+    members: tuple[str, ...] = ("member:",)
+    """Of each member a name, a colon and arguments of the experiment."""
+    common: str = ""
+    """Arguments of all members."""
+    seeds: int = 1
+    """How many members there are of each, with one seed after the other."""
+    seed: int = 0
+    """The first of these seeds."""
+    physics: str = "mujoco"
+    """What simulates, for all members: mujoco on CPUs, or warp on an NVIDIA GPU."""
+    pbt: PBTConfig | None = None
+    """If given, members that do badly go on from those that do well (population-based training)."""
+    score: str = "episode/return"
+    """The metric that members are compared by."""
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+
+    def __post_init__(self) -> None:
+        if self.seeds < 1:
+            raise InputError(f"seeds must be at least 1, got {self.seeds} (--seeds)")
+
+
+def settings(config: Config) -> list[tuple[str, Any]]:
+    """Name and configuration of each member.
+
+    Raises:
+      InputError: for a line of another form, a name that comes twice, an experiment that is none, arguments that it
+        does not take, or members that differ in what is compiled.
+    """
+    try:
+        module = importlib.import_module(config.experiment)
+        config_class = module.Config
+    except (ImportError, AttributeError) as error:
+        raise InputError(f"{config.experiment} is no experiment: {error}") from error
+    made = []
+    lines: list[Setting] = read_lines(config.members, "members")
+    for line in lines:
+        own = parse(config_class, [*shlex.split(config.common), *line.arguments], config.experiment)
+        if hasattr(own, "physics"):
+            own = dataclasses.replace(own, physics=config.physics)
+        for i in range(config.seeds):
+            name = line.name if config.seeds == 1 else f"{line.name}-{i}"
+            seeded = config.seeds > 1 or "--seed" not in line.arguments
+            made.append((name, dataclasses.replace(own, seed=config.seed + i) if seeded else own))
+    return made
+
+
+def _refuse_compiled(made: list[tuple[str, Any]], coefficients: set[str]) -> None:
+    first = to_json(made[0][1])
+    for name, own in made[1:]:
+        for path in _differences(first, to_json(own)):
+            top, _, rest = path.partition(".")
+            if top in _FREE or rest in coefficients or top == "training":
+                continue
+            raise InputError(
+                f"members may differ in {', '.join(_FREE)} and in {', '.join(sorted(coefficients))}, but {name} "
+                f"differs from {made[0][0]} in {path}: run them side by side with experiments.sweep"
+            )
+
+
+def _differences(one: Mapping[str, Any], other: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for key in {**one, **other}:
+        a, b = one.get(key), other.get(key)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            yield from _differences(a, b, f"{prefix}{key}.")
+        elif a != b:
+            yield f"{prefix}{key}"
+
+
+class _Members:
+    """What members leave in their directories: config.json, metrics, TensorBoard, and a checkpoint at the end."""
+
+    def __init__(self, config: Config, made: list[tuple[str, Any]]) -> None:
+        self.config, self.made = config, made
+        self.state: PopulationState | None = None
+        self._files: list[tuple[MetricsFile, TensorBoard | None]] = []
+
+    def directory(self, name: str) -> Path:
+        run_dir = self.config.training.resume or self.config.training.run_dir
+        assert run_dir is not None
+        return run_dir / name
+
+    def _open(self, after: int) -> None:
+        for name, own in self.made:
+            path = self.directory(name)
+            path.mkdir(exist_ok=True)
+            module = self.config.experiment
+            record = RunRecord(module.rsplit(".", 1)[-1], module, None, f"python -m {module}", own.seed, to_json(own))
+            write_record(path, record, torch.get_num_threads())
+            board = TensorBoard(path / "tensorboard", after) if self.config.training.tensorboard else None
+            self._files.append((MetricsFile(path / METRICS_FILE, after), board))
+
+    def write(self, state: PopulationState, metrics: Mapping[str, torch.Tensor]) -> None:
+        iteration = int(state.iteration)
+        if not self._files:
+            self._open(iteration - 1)
+        steps = state.members.env_steps.tolist()
+        columns = {name: value.detach().to(torch.float64).tolist() for name, value in metrics.items()}
+        for i, (file, board) in enumerate(self._files):
+            own = {name: column[i] for name, column in columns.items()}
+            file.write(iteration, steps[i], own)
+            if board is not None:
+                board.write(iteration, own)
+        self.state = state
+
+    def close(self) -> None:
+        for file, board in self._files:
+            file.close()
+            if board is not None:
+                board.close()
+        if self.state is None:
+            return
+        for i, (name, _) in enumerate(self.made):
+            own = member(self.state, i)
+            identity = {"experiment": self.config.experiment.rsplit(".", 1)[-1]}
+            checkpoints = Checkpointer(self.directory(name) / CHECKPOINTS, identity, keep_last=1)
+            try:
+                checkpoints.save(int(own.iteration), own)
+                checkpoints.wait()
+            finally:
+                checkpoints.close()
+
+
+def build(config: Config) -> Experiment:
+    """The population that a configuration describes, as one learner."""
+    if config.training.run_dir is None and config.training.resume is None:
+        raise InputError("run_dir must be given, for members have their directories in it (--training.run-dir)")
+    made = settings(config)
+    module = importlib.import_module(config.experiment)
+    experiments = [module.build(own) for _, own in made]
+    population = make_population([experiment.algorithm for experiment in experiments], config.pbt, config.score)
+    keys = torch.stack([random.key(own.seed) for _, own in made])
+    files = _Members(config, made)
+
+    def init(key: torch.Tensor) -> PopulationState:
+        state = population.init(keys)
+        _refuse_compiled(made, set(state.members.coefficients))
+        return state
+
+    def update(state: PopulationState) -> tuple[PopulationState, dict[str, torch.Tensor]]:
+        state, metrics = population.update(state)
+        files.write(state, metrics)
+        # Members that are stuck are told by how many they are, and do not count.
+        going = metrics["population/stuck"] == 0
+        means = {name: torch.where(going, value.to(torch.float64), torch.nan) for name, value in metrics.items()}
+        summary = {name: value.nanmean() for name, value in means.items()}
+        summary["population/stuck"] = (~going).sum()
+        known = torch.where(metrics[config.score].isnan(), -torch.inf, metrics[config.score])
+        best = known.max()
+        summary["population/best"] = torch.where(best.isfinite(), best, torch.nan)
+        return state, summary
+
+    act: Callable[..., Any] = population.act
+    closers = [experiment.close for experiment in experiments if experiment.close is not None]
+
+    def close() -> None:
+        files.close()
+        for closer in closers:
+            closer()
+
+    first = experiments[0]
+    return Experiment(
+        first.env, first.evaluation_env, Algorithm(init, update, act), None, first.faults, close, first.note
+    )
+
+
+if __name__ == "__main__":
+    run(Config, build)

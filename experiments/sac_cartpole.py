@@ -1,0 +1,59 @@
+"""Train a cartpole to stay upright with SAC: a first run that takes a minute."""
+
+from dataclasses import dataclass, field
+from functools import partial
+
+from algos.sac import SACConfig, make_sac
+from experiments.cli import run
+from experiments.recording import filmed, recorded_faults
+from experiments.replay_memory import replay_note
+from rlcore.env import auto_reset, scale_actions
+from rlcore.experiment import Experiment, TrainingConfig
+from rlcore.physics.engines import Physics
+from tasks.cartpole import make_cartpole
+
+
+@dataclass(frozen=True)
+class Config:
+    """Learn to balance a pole on a cart (an episode is 10 s; the best return is close to 500)."""
+
+    seed: int = 0
+    """Seed of every random number of the run."""
+    physics: Physics = "mujoco"
+    """What simulates: mujoco on CPUs, or warp on an NVIDIA GPU, where learning runs then too."""
+    num_threads: int = 0
+    """Physics threads on CPUs; 0 takes every CPU. The result does not depend on it."""
+    episode_seconds: float = 10.0
+    """Length of an episode."""
+    sac: SACConfig = field(
+        default_factory=lambda: SACConfig(
+            num_envs=16,
+            num_steps=4,
+            num_updates=16,
+            replay_steps=2_000,
+            prefill=1_000,
+            discount=0.97,
+            n_steps=3,
+            target_rate=0.02,
+            policy_learning_rate=1e-3,
+            value_learning_rate=1e-3,
+            entropy_learning_rate=1e-3,
+            initial_entropy_coefficient=0.1,
+            policy_layers=(64, 64),
+            value_layers=(64, 64),
+            activation="tanh",
+        )
+    )
+    training: TrainingConfig = field(default_factory=lambda: TrainingConfig(iterations=500, checkpoint_every=100))
+
+
+def build(config: Config) -> Experiment:
+    """The environment and the learner that a configuration describes."""
+    env = scale_actions(make_cartpole(config.num_threads, config.episode_seconds, config.physics))
+    algorithm = make_sac(auto_reset(env), config.sac)
+    note = partial(replay_note, env, config.sac)
+    return Experiment(env, env, algorithm, filmed(env, algorithm), recorded_faults, note=note)
+
+
+if __name__ == "__main__":
+    run(Config, build)

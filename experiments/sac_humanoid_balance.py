@@ -1,0 +1,56 @@
+"""Train the humanoid to keep its balance under pushes with SAC, from few steps of experience."""
+
+from dataclasses import dataclass, field
+from functools import partial
+
+from algos.sac import SACConfig, make_sac
+from experiments.cli import run
+from experiments.recording import filmed, recorded_faults
+from experiments.replay_memory import replay_note
+from rlcore.env import auto_reset
+from rlcore.experiment import Experiment, TrainingConfig
+from rlcore.physics.engines import Physics
+from tasks.humanoid.balance import make_humanoid_balance
+
+
+@dataclass(frozen=True)
+class Config:
+    """Learn to stay on both feet from random postures, while being pushed, for 20 s."""
+
+    seed: int = 0
+    """Seed of every random number of the run."""
+    physics: Physics = "mujoco"
+    """What simulates: mujoco on CPUs, or warp on an NVIDIA GPU, where learning runs then too."""
+    num_threads: int = 0
+    """Physics threads on CPUs; 0 takes every CPU. The result does not depend on it."""
+    push_speed: float = 0.5
+    """Largest change of the pelvis's velocity by a push, m/s."""
+    push_interval: float = 2.0
+    """Mean time between pushes, s."""
+    episode_seconds: float = 20.0
+    """Length of an episode."""
+    sac: SACConfig = field(
+        default_factory=lambda: SACConfig(
+            num_envs=64,
+            num_steps=4,
+            num_updates=16,
+            batch_size=512,
+            discount=0.98,
+            initial_entropy_coefficient=0.01,
+            layer_norm=True,
+        )
+    )
+    training: TrainingConfig = field(default_factory=lambda: TrainingConfig(iterations=3400, checkpoint_every=200))
+
+
+def build(config: Config) -> Experiment:
+    """The environment and the learner that a configuration describes."""
+    settings = (config.num_threads, config.episode_seconds, config.push_interval, config.push_speed)
+    env = make_humanoid_balance(*settings, physics=config.physics)
+    algorithm = make_sac(auto_reset(env), config.sac)
+    note = partial(replay_note, env, config.sac)
+    return Experiment(env, env, algorithm, filmed(env, algorithm), recorded_faults, note=note)
+
+
+if __name__ == "__main__":
+    run(Config, build)
