@@ -146,7 +146,8 @@ def _under_vmap(fn: Callable[..., Any], mapped: dict[Any, Any], interpreter: Any
     """
     functorch, level = torch._C._functorch, interpreter.level()
     leaves, structure = tree_flatten(call)
-    values, dims = [], []
+    values: list[Any] = []
+    dims: list[int | None] = []
     for leaf in leaves:
         inside = isinstance(leaf, Tensor) and functorch.is_batchedtensor(leaf)
         if inside and functorch.maybe_get_level(leaf) == level:
