@@ -96,14 +96,14 @@ class Subject:
 
         self.config = config
         self.run = load_run(config.run_dir, {"episode_seconds": config.seconds})
-        policy = restore_policy(self.run, config.checkpoint, fresh=("env_state", "obs"))
-        self.act, self.iteration, self.note = policy.act, policy.iteration, policy.note
         self.env: Any = self.run.experiment.evaluation_env
         if missing := lacking(self.env):
             raise InputError(
                 f"{config.run_dir} cannot be reported: the report needs of its task {', '.join(missing)}; "
                 "experiments.evaluate measures any task"
             )
+        policy = restore_policy(self.run, config.checkpoint, fresh=("env_state", "obs"))
+        self.act, self.iteration, self.note = policy.act, policy.iteration, policy.note
 
     def feet(self) -> list[str]:
         """The feet by the names of their sensors, in the model's order."""
