@@ -32,7 +32,7 @@ from cattrs.strategies import configure_union_passthrough
 from rlcore import random
 from rlcore.errors import InputError
 from rlcore.experiment import Experiment
-from rlcore.run_directory import CHECKPOINTS, HoldsRuns, RunRecord, read_record
+from rlcore.run_directory import CHECKPOINTS, HoldsRuns, RunRecord, read_record, runs_inside
 from rlcore.training import TrainingFailed, train
 
 Build = Callable[[Any], Experiment]
@@ -165,7 +165,9 @@ def _what_next(env: Any, run_dir: Path, tensorboard: bool) -> list[str]:
     programs = ["play", "evaluate"]
     if env is not None and not lacking(env):
         programs.append("report")
-    python, place = _python(), shlex.quote(str(run_dir))
+    # A population has a run for each member, and is none that acts itself.
+    acting = next(iter(sorted(runs_inside(run_dir))), run_dir)
+    python, place = _python(), shlex.quote(str(acting))
     lines = [f"{python} -m experiments.{program} {place}" for program in programs]
     if tensorboard:
         install = "" if importlib.util.find_spec("tensorboard") else f"{python} -m pip install tensorboard && "
