@@ -20,10 +20,9 @@ from torch import Tensor
 
 from rlcore import random, tree
 from rlcore.errors import InputError
-from rlcore.experiment import Algorithm
+from rlcore.experiment import MUST_BE_FINITE, Algorithm
 from rlcore.tree import named_leaves, pytree, tree_flatten, tree_leaves
 
-_MUST_BE_FINITE = ("loss/", "gradients/", "parameters/")
 _OWN = 1 << 31  # folded into the first member's key for what is drawn for the population
 # Coefficients below 1 whose distance from 1 is what matters: 0.99 and 0.98 differ as 0.5 and 1 do.
 _FROM_ONE = ("discount", "gae_lambda")
@@ -181,7 +180,7 @@ def make_population(
 
     def update(state: PopulationState) -> tuple[PopulationState, dict[str, Tensor]]:
         members, metrics = update_all(state.members)
-        finite = [*tree_leaves(members.params), *(x for name, x in metrics.items() if name.startswith(_MUST_BE_FINITE))]
+        finite = [*tree_leaves(members.params), *(x for name, x in metrics.items() if name.startswith(MUST_BE_FINITE))]
         sound = torch.stack([x.reshape(size, -1).isfinite().all(-1) for x in finite]).all(0)
         members = tree.where(sound, members, state.members)
         metrics = {**metrics, "population/stuck": (~sound).to(torch.float32)}

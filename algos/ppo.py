@@ -8,6 +8,7 @@ global random generator.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,12 +18,13 @@ from torch import Tensor
 from rlcore import random, tree
 from rlcore.distributions import gaussian_entropy, gaussian_kl, gaussian_log_prob, gaussian_sample
 from rlcore.env import Env, EnvState, Obs, Params, batch
-from rlcore.errors import InputError
+from rlcore.errors import InputError, check_field
 from rlcore.experiment import Algorithm
 from rlcore.jit import jit
 from rlcore.networks import ACTIVATIONS, mlp
 from rlcore.normalize import Moments, denormalize, moments_init, moments_update, normalize
 from rlcore.optim import AdamState, adam_init, adam_update, clip_by_global_norm
+from rlcore.randomize import each_robots
 from rlcore.returns import gae
 from rlcore.rollout import (
     RecentEpisodes,
@@ -151,10 +153,7 @@ class PPOConfig:
         return self.symmetry_augmentation or self.symmetry_coefficient > 0
 
 
-def _check(config: PPOConfig, name: str, valid: bool, what: str) -> None:
-    if not valid:
-        flag = "--ppo." + name.replace("_", "-")
-        raise InputError(f"{name} must be {what}, got {getattr(config, name)} ({flag})")
+_check = partial(check_field, "--ppo.")
 
 
 def _check_no_symmetry(config: PPOConfig) -> None:
@@ -427,8 +426,7 @@ def make_ppo(
     """
     if "auto_reset" not in env.spec.wrappers:
         raise InputError(f"PPO needs an environment with automatic resets; wrap {env.spec.name} in auto_reset")
-    critic_group = "critic" if "critic" in env.spec.observations else "policy"
-    groups = tuple(dict.fromkeys(("policy", critic_group)))
+    critic_group, groups = env.spec.critic_group, env.spec.learned_groups
     action_size = env.spec.action_size
     policy_sizes = (env.spec.observation_size("policy"), *config.policy_layers, action_size)
     value_sizes = (env.spec.observation_size(critic_group), *config.value_layers, 1)
@@ -581,10 +579,7 @@ def make_ppo(
         )
         env_params = env.params
         if randomize is not None:
-            params_keys = random.split(random.fold_in(key, 4), config.num_envs)
-            env_params = torch.func.vmap(randomize, in_dims=(None, 0))(env.params, params_keys)
-            # What all share is an expanded view under vmap, and would come back from a checkpoint as none.
-            env_params = tree.map_leaves(torch.Tensor.contiguous, env_params)
+            env_params = each_robots(env.params, randomize, random.fold_in(key, 4), config.num_envs)
         env_state, obs = batched.reset(env_params, random.split(env_key, config.num_envs))
         names = ("learning_rate", "discount", "gae_lambda", "clip", "entropy_coefficient")
         return TrainState(

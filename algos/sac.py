@@ -12,6 +12,7 @@ here touches a file, a clock or a global random generator.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -21,13 +22,14 @@ from torch import Tensor
 from rlcore import random, tree
 from rlcore.distributions import tanh_gaussian_mode, tanh_gaussian_sample
 from rlcore.env import Env, EnvState, Obs, Params, batch
-from rlcore.errors import InputError
+from rlcore.errors import InputError, check_field
 from rlcore.experiment import Algorithm
 from rlcore.jit import jit
 from rlcore.networks import ACTIVATIONS, mlp
 from rlcore.normalize import Moments, moments_init, moments_update, normalize
 from rlcore.optim import AdamState, adam_init, adam_update, clip_by_global_norm, global_norm
-from rlcore.replay import Replay, Sample, replay_add, replay_bytes, replay_init, replay_sample
+from rlcore.randomize import each_robots
+from rlcore.replay import Replay, Sample, replay_add, replay_init, replay_sample
 from rlcore.rollout import RecentEpisodes, count_episodes, episode_metrics, no_episodes, trajectory_metrics, unroll
 from rlcore.tree import pytree
 
@@ -119,10 +121,7 @@ class SACConfig:
         return self.num_envs * self.num_steps
 
 
-def _check(config: SACConfig, name: str, valid: bool, what: str) -> None:
-    if not valid:
-        flag = "--sac." + name.replace("_", "-")
-        raise InputError(f"{name} must be {what}, got {getattr(config, name)} ({flag})")
+_check = partial(check_field, "--sac.")
 
 
 # --- losses -------------------------------------------------------------------------------------------------
@@ -259,19 +258,12 @@ class _Networks(NamedTuple):
 # --- the algorithm ------------------------------------------------------------------------------------------
 
 
-def sac_replay_bytes(env: Env, config: SACConfig) -> int:
-    """The memory of the replay buffer of `make_sac(env, config)`, in bytes."""
-    sizes = {group: env.spec.observation_size(group) for group in _groups(env)}
-    return replay_bytes(sizes, *_replay_arguments(env, config))
-
-
-def _groups(env: Env) -> tuple[str, ...]:
-    """The observation groups that are used, the policy's first and the critics' last; they may be one."""
-    return tuple(dict.fromkeys(("policy", "critic" if "critic" in env.spec.observations else "policy")))
-
-
-def _replay_arguments(env: Env, config: SACConfig) -> tuple[int, int, int, int, int | None]:
-    return env.spec.action_size, config.num_envs, config.replay_steps, config.num_steps, env.spec.episode_steps
+def empty_replay(env: Env, config: SACConfig) -> Replay:
+    """The replay buffer that a run of `make_sac(env, config)` begins with."""
+    spec = env.spec
+    sizes = {group: spec.observation_size(group) for group in spec.learned_groups}
+    steps = (config.replay_steps, config.num_steps, spec.episode_steps)
+    return replay_init(sizes, spec.action_size, config.num_envs, *steps)
 
 
 def make_sac(env: Env, config: SACConfig, randomize: Callable[[Params, Tensor], Params] | None = None) -> Algorithm:
@@ -304,8 +296,7 @@ def make_sac(env: Env, config: SACConfig, randomize: Callable[[Params, Tensor], 
         if not math.isfinite(high - low)
     ]:
         raise InputError(f"SAC needs bounds of every action; {spec.name} has none for {', '.join(unbounded)}")
-    groups = _groups(env)
-    critic_group = groups[-1]
+    critic_group, groups = spec.critic_group, spec.learned_groups
     action_size = spec.action_size
     bounds = low, high = torch.tensor(spec.action_low), torch.tensor(spec.action_high)
     middle, half = 0.5 * (low + high), 0.5 * (high - low)
@@ -403,11 +394,10 @@ def make_sac(env: Env, config: SACConfig, randomize: Callable[[Params, Tensor], 
 
     @jit
     def prepared(moments: dict[str, Moments], sample: Sample) -> Sample:
-        scale = {group: (lambda x, group=group: scaled(moments, group, x)) for group in groups}
         return tree.replace(
             sample,
-            obs_tm1={group: scale[group](x) for group, x in sample.obs_tm1.items()},
-            obs_t={group: scale[group](x) for group, x in sample.obs_t.items()},
+            obs_tm1={group: scaled(moments, group, x) for group, x in sample.obs_tm1.items()},
+            obs_t={group: scaled(moments, group, x) for group, x in sample.obs_t.items()},
         )
 
     def learn(
@@ -452,10 +442,7 @@ def make_sac(env: Env, config: SACConfig, randomize: Callable[[Params, Tensor], 
         )
         env_params = env.params
         if randomize is not None:
-            params_keys = random.split(random.fold_in(key, 4), config.num_envs)
-            env_params = torch.func.vmap(randomize, in_dims=(None, 0))(env.params, params_keys)
-            # What all share is an expanded view under vmap, and would come back from a checkpoint as none.
-            env_params = tree.map_leaves(torch.Tensor.contiguous, env_params)
+            env_params = each_robots(env.params, randomize, random.fold_in(key, 4), config.num_envs)
         env_state, obs = batched.reset(env_params, random.split(env_key, config.num_envs))
         names = (
             *("policy_learning_rate", "value_learning_rate", "entropy_learning_rate"),
@@ -472,7 +459,7 @@ def make_sac(env: Env, config: SACConfig, randomize: Callable[[Params, Tensor], 
             env_params=env_params,
             env_state=env_state,
             obs=obs,
-            replay=replay_init(sizes, *_replay_arguments(env, config)),
+            replay=empty_replay(env, config),
             episodes=no_episodes(spec),
             key=run_key,
             iteration=torch.tensor(0),

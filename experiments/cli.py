@@ -65,7 +65,7 @@ def command(config_class: type, main: Callable[[Any], None], argv: Sequence[str]
     arguments = list(sys.argv[1:] if argv is None else argv)
     program = _program(main)
     try:
-        main(_parse(config_class, arguments, None, program))
+        main(parse(config_class, arguments, program))
     except HoldsRuns as error:
         _leave(2, f"{error}{_with_newest(program, arguments, error)}")
     except InputError as error:
@@ -121,7 +121,7 @@ def _run(config_class: type, build: Build, argv: list[str]) -> None:
         training = dataclasses.replace(saved.training, resume=resume, run_dir=None)
         saved = dataclasses.replace(saved, training=training)
         unsaid = _unsaid(old["config"], to_json(saved))
-    config = _parse(config_class, argv, saved, command)
+    config = parse(config_class, argv, command, saved)
     if saved is not None:
         given = to_json(config)
         _refuse_changes(to_json(saved), given, unsaid)
@@ -244,7 +244,7 @@ def _resume_argument(argv: Sequence[str]) -> Path | None:
     return None
 
 
-def _parse(config_class: type, argv: Sequence[str], saved: Any, command: str) -> Any:
+def parse(config_class: type, argv: Sequence[str], command: str, saved: Any = None) -> Any:
     """Parse with tyro. What it reports of a mistake in a box is told in one line, as are our own InputErrors."""
     complaints = io.StringIO()
     try:
@@ -262,11 +262,6 @@ def _parse(config_class: type, argv: Sequence[str], saved: Any, command: str) ->
             raise InputError(f"{complaint} ({command} --help)") from None
         sys.stderr.write(complaints.getvalue())
         raise
-
-
-def parse(config_class: type, argv: Sequence[str], program: str) -> Any:
-    """The configuration that arguments describe. Raises InputError for a mistake in them."""
-    return _parse(config_class, argv, None, program)
 
 
 def _in_one_line(report: str) -> str:

@@ -13,7 +13,7 @@ import tyro
 
 from algos.population import PBTConfig, PopulationState, make_population, member
 from experiments.cli import parse, run, to_json
-from experiments.sweep import Setting, read_lines
+from experiments.sweep import Setting, config_class, read_lines
 from rlcore import random
 from rlcore.checkpoint import Checkpointer
 from rlcore.errors import InputError
@@ -68,15 +68,11 @@ def settings(config: Config) -> list[tuple[str, Any]]:
       InputError: for a line of another form, a name that comes twice, an experiment that is none, arguments that it
         does not take, or members that differ in what is compiled.
     """
-    try:
-        module = importlib.import_module(config.experiment)
-        config_class = module.Config
-    except (ImportError, AttributeError) as error:
-        raise InputError(f"{config.experiment} is no experiment: {error}") from error
+    own_class = config_class(config.experiment)
     made = []
     lines: list[Setting] = read_lines(config.members, "members")
     for line in lines:
-        own = parse(config_class, [*shlex.split(config.common), *line.arguments], config.experiment)
+        own = parse(own_class, [*shlex.split(config.common), *line.arguments], config.experiment)
         if hasattr(own, "physics"):
             own = dataclasses.replace(own, physics=config.physics)
         for i in range(config.seeds):

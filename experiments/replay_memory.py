@@ -4,7 +4,8 @@ import os
 
 import torch
 
-from algos.sac import SACConfig, sac_replay_bytes
+from algos.sac import SACConfig, empty_replay
+from rlcore.checkpoint import tree_bytes
 from rlcore.env import Env
 from rlcore.errors import InputError
 
@@ -15,7 +16,8 @@ def replay_note(env: Env, config: SACConfig) -> str:
     Raises:
       InputError: if the machine, or the GPU that new tensors are put on, has not that much.
     """
-    size = sac_replay_bytes(env, config)
+    with torch.device("meta"):
+        size = tree_bytes(empty_replay(env, config))
     device = torch.get_default_device()
     if device.type == "cuda":
         available = torch.cuda.get_device_properties(device).total_memory

@@ -114,16 +114,21 @@ def start(config: Config, setting: Setting, flags: Sequence[str], threads: int) 
         return subprocess.Popen(line, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True)
 
 
+def config_class(experiment: str) -> Any:
+    """The `Config` of an experiment's module. Raises InputError if there is no such experiment."""
+    try:
+        return importlib.import_module(experiment).Config
+    except (ImportError, AttributeError) as error:
+        raise InputError(f"{experiment} is no experiment: {error}") from error
+
+
 def thread_flags(experiment: str) -> list[str]:
     """The flags of an experiment that say how many threads it takes.
 
     Raises:
       InputError: if there is no such experiment.
     """
-    try:
-        config = importlib.import_module(experiment).Config
-    except (ImportError, AttributeError) as error:
-        raise InputError(f"{experiment} is no experiment: {error}") from error
+    config = config_class(experiment)
     own = ["--num-threads"] if any(field.name == "num_threads" for field in dataclasses.fields(config)) else []
     return ["--training.torch-threads", *own]
 

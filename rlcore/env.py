@@ -137,6 +137,16 @@ class EnvSpec:
     def action_size(self) -> int:
         return len(self.actions)
 
+    @property
+    def critic_group(self) -> str:
+        """What a value function sees: the group `critic` where there is one, else `policy`."""
+        return "critic" if "critic" in self.observations else "policy"
+
+    @property
+    def learned_groups(self) -> tuple[str, ...]:
+        """The groups that a policy and a value function see, one or two."""
+        return tuple(dict.fromkeys(("policy", self.critic_group)))
+
     def observation_size(self, group: str) -> int:
         """Numbers in an observation group. Raises InputError for an unknown group."""
         return sum(size for _, size in self.parts(group))

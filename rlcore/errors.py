@@ -1,5 +1,7 @@
 """Mistakes in what the user gave, told apart from faults of the program."""
 
+from typing import Any
+
 
 class InputError(ValueError):
     """A value from outside that cannot work.
@@ -7,3 +9,9 @@ class InputError(ValueError):
     Its message is one line that names the field, the value and what would be valid. Command line programs
     print it and leave with exit code 2; no work has begun when it is raised.
     """
+
+
+def check_field(prefix: str, config: Any, name: str, valid: bool, what: str) -> None:
+    """Raise InputError unless the field `name` of `config` is `valid`; `prefix` is that of its flag, as `--ppo.`."""
+    if not valid:
+        raise InputError(f"{name} must be {what}, got {getattr(config, name)} ({prefix}{name.replace('_', '-')})")

@@ -14,6 +14,9 @@ from torch import Tensor
 
 from rlcore.errors import InputError
 
+MUST_BE_FINITE = ("loss/", "gradients/", "parameters/")
+"""Prefixes of metrics that must be finite: training stops at the first one that is not."""
+
 
 class Algorithm(NamedTuple):
     """A learner as three pure functions.

@@ -24,6 +24,20 @@ from rlcore.errors import InputError
 Range = tuple[float, float]
 
 
+def each_robots(params: Params, randomize: Callable[[Params, Tensor], Params], key: Tensor, num_envs: int) -> Params:
+    """Parameters of as many robots, drawn for each: every leaf is `[num_envs, ...]`.
+
+    Args:
+      params: the nominal parameters.
+      randomize: `(params, key) -> params` of one robot.
+      key: random key.
+      num_envs: how many.
+    """
+    drawn = torch.func.vmap(randomize, in_dims=(None, 0))(params, random.split(key, num_envs))
+    # What all share is an expanded view under vmap, and would come back from a checkpoint as none.
+    return tree.map_leaves(torch.Tensor.contiguous, drawn)
+
+
 class NothingToChange(InputError):
     """A range for what the model has none of, such as the stiffness of servos where there are only motors."""
 

@@ -11,7 +11,6 @@ buffer after are as a pure function would have them, as long as the one before i
 """
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -19,7 +18,7 @@ from torch import Tensor
 
 from rlcore import random
 from rlcore.errors import InputError
-from rlcore.tree import pytree, replace, static, tree_leaves
+from rlcore.tree import pytree, replace, static
 
 _GOING, _TERMINATED, _TRUNCATED = range(3)
 
@@ -71,31 +70,6 @@ class Sample:
     obs_t: dict[str, Tensor]
 
 
-def _shapes(
-    sizes: Mapping[str, int], action_size: int, num_envs: int, capacity: int, added: int, episode_steps: int | None
-) -> dict[str, Any]:
-    for name, value in (("num_envs", num_envs), ("capacity", capacity), ("added", added)):
-        if value < 1:
-            raise InputError(f"{name} must be at least 1, got {value}")
-    if episode_steps is not None and added > episode_steps:
-        raise InputError(
-            f"at most the {episode_steps} steps of an episode can be added at once, got {added}: the clock would end "
-            "more than one episode of a robot"
-        )
-    slots = capacity + added
-    # One robot's clock rings at most once in so many steps.
-    episodes = 1 if episode_steps is None else slots // episode_steps + 2
-    step = (slots, num_envs)
-    return {
-        "obs": {group: (*step, size) for group, size in sizes.items()},
-        "action": (*step, action_size),
-        "reward": step,
-        "ended": step,
-        "last": step,
-        "last_obs": {group: (episodes, num_envs, size) for group, size in sizes.items()},
-    }
-
-
 def replay_init(
     sizes: Mapping[str, int],
     action_size: int,
@@ -117,33 +91,28 @@ def replay_init(
     Raises:
       InputError: for a number below 1, or if more steps are added at once than an episode has.
     """
-    shapes = _shapes(sizes, action_size, num_envs, capacity, added, episode_steps)
+    for name, value in (("num_envs", num_envs), ("capacity", capacity), ("added", added)):
+        if value < 1:
+            raise InputError(f"{name} must be at least 1, got {value}")
+    if episode_steps is not None and added > episode_steps:
+        raise InputError(
+            f"at most the {episode_steps} steps of an episode can be added at once, got {added}: the clock would end "
+            "more than one episode of a robot"
+        )
+    slots = capacity + added
+    # One robot's clock rings at most once in so many steps.
+    episodes = 1 if episode_steps is None else slots // episode_steps + 2
     return Replay(
-        obs={group: torch.zeros(shape) for group, shape in shapes["obs"].items()},
-        action=torch.zeros(shapes["action"]),
-        reward=torch.zeros(shapes["reward"]),
-        ended=torch.zeros(shapes["ended"], dtype=torch.int8),
-        last=torch.zeros(shapes["last"], dtype=torch.int64),
-        last_obs={group: torch.zeros(shape) for group, shape in shapes["last_obs"].items()},
+        obs={group: torch.zeros(slots, num_envs, size) for group, size in sizes.items()},
+        action=torch.zeros(slots, num_envs, action_size),
+        reward=torch.zeros(slots, num_envs),
+        ended=torch.zeros(slots, num_envs, dtype=torch.int8),
+        last=torch.zeros(slots, num_envs, dtype=torch.int64),
+        last_obs={group: torch.zeros(episodes, num_envs, size) for group, size in sizes.items()},
         num_last=torch.zeros(num_envs, dtype=torch.int64),
         num_steps=torch.tensor(0),
         capacity=capacity,
     )
-
-
-def replay_bytes(
-    sizes: Mapping[str, int],
-    action_size: int,
-    num_envs: int,
-    capacity: int,
-    added: int = 1,
-    episode_steps: int | None = None,
-) -> int:
-    """The memory that `replay_init` would take with these arguments, in bytes; raises as it does."""
-    with torch.device("meta"):
-        return sum(
-            x.nbytes for x in tree_leaves(replay_init(sizes, action_size, num_envs, capacity, added, episode_steps))
-        )
 
 
 def replay_add(

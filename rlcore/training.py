@@ -21,7 +21,7 @@ from torch import Tensor
 from rlcore import run_directory
 from rlcore.checkpoint import Checkpointer, CheckpointError, tree_bytes
 from rlcore.errors import InputError
-from rlcore.experiment import Algorithm, Experiment, Fault, TrainingConfig
+from rlcore.experiment import MUST_BE_FINITE, Algorithm, Experiment, Fault, TrainingConfig
 from rlcore.interrupt import stop_requests
 from rlcore.metrics import METRICS_FILE, Console, MetricsFile, TensorBoard, plot_learning_curves
 from rlcore.run_directory import RunRecord
@@ -38,8 +38,6 @@ __all__ = [
     "train",
     "use_threads",
 ]
-
-_MUST_BE_FINITE = ("loss/", "gradients/", "parameters/")
 
 
 class TrainingFailed(RuntimeError):
@@ -253,7 +251,7 @@ def _loop(
         if first == before and config.best_metric not in values:
             console.message(f"note: there is no metric {config.best_metric} to tell the best checkpoint by")
         for name, value in values.items():
-            if name.startswith(_MUST_BE_FINITE) and not math.isfinite(value):
+            if name.startswith(MUST_BE_FINITE) and not math.isfinite(value):
                 raise _NotFinite(f"{name} is {value} at iteration {iteration}")
         if iteration >= config.iterations:
             return state, "iterations"

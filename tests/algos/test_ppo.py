@@ -19,14 +19,13 @@ from algos.ppo import (
     value_loss,
 )
 from rlcore import random, tree
-from rlcore.env import auto_reset, scale_actions
 from rlcore.errors import InputError
 from rlcore.measurement import Parts, Ratio
 from rlcore.networks import mlp
 from rlcore.normalize import denormalize, normalize
 from rlcore.randomize import Randomization, make_randomizer
 from tasks.cartpole import make_cartpole
-from tests.algos.worlds import stream, tiny
+from tests.algos.worlds import assert_same, cartpole, stream, tiny
 
 SMALL = PPOConfig(
     num_envs=4,
@@ -37,17 +36,6 @@ SMALL = PPOConfig(
     value_layers=(8,),
     kl_target=0.01,
 )
-
-
-def assert_same(a, b):
-    left, right = tree.named_leaves(a), tree.named_leaves(b)
-    assert [name for name, _ in left] == [name for name, _ in right]
-    for (name, x), (_, y) in zip(left, right, strict=True):
-        assert x.dtype == y.dtype and torch.equal(x.nan_to_num(7.5), y.nan_to_num(7.5)), name
-
-
-def cartpole():
-    return auto_reset(scale_actions(make_cartpole(1, seconds=0.3)))
 
 
 @pytest.fixture(scope="module")

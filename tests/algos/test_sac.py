@@ -11,22 +11,22 @@ import torch
 from algos.sac import (
     SACConfig,
     critic_loss,
+    empty_replay,
     entropy_coefficient_loss,
     make_sac,
     policy_loss,
     project_distribution,
-    sac_replay_bytes,
     soft_target,
 )
 from experiments.replay_memory import replay_note
 from rlcore import random, tree
-from rlcore.checkpoint import Checkpointer
-from rlcore.env import auto_reset, scale_actions
+from rlcore.checkpoint import Checkpointer, tree_bytes
+from rlcore.env import scale_actions
 from rlcore.errors import InputError
 from rlcore.randomize import Randomization, make_randomizer
 from rlcore.rollout import evaluate
 from tasks.cartpole import make_cartpole
-from tests.algos.worlds import stream, tiny
+from tests.algos.worlds import assert_same, cartpole, stream, tiny
 
 SMALL = SACConfig(
     num_envs=4,
@@ -38,17 +38,6 @@ SMALL = SACConfig(
     policy_layers=(8,),
     value_layers=(8,),
 )
-
-
-def assert_same(a, b):
-    left, right = tree.named_leaves(a), tree.named_leaves(b)
-    assert [name for name, _ in left] == [name for name, _ in right]
-    for (name, x), (_, y) in zip(left, right, strict=True):
-        assert x.dtype == y.dtype and torch.equal(x.nan_to_num(7.5), y.nan_to_num(7.5)), name
-
-
-def cartpole():
-    return auto_reset(scale_actions(make_cartpole(1, seconds=0.3)))
 
 
 @pytest.fixture(scope="module")
@@ -200,9 +189,9 @@ def test_randomized_robots_differ(small):
 
 
 def test_the_buffers_bytes_are_told(small):
-    assert sac_replay_bytes(cartpole(), SMALL) == sum(
-        x.nbytes for x in tree.tree_leaves(small.init(random.key(0)).replay)
-    )
+    with torch.device("meta"):
+        told = tree_bytes(empty_replay(cartpole(), SMALL))
+    assert told == sum(x.nbytes for x in tree.tree_leaves(small.init(random.key(0)).replay))
 
 
 # --- Worlds whose values are known ---

@@ -3,9 +3,21 @@
 import torch
 
 from rlcore import tree
-from rlcore.env import auto_reset, make_env, time_limit
+from rlcore.env import auto_reset, make_env, scale_actions, time_limit
 from rlcore.physics.engine import BatchEngine, ModelInfo
 from rlcore.rewards import Term, alive
+from tasks.cartpole import make_cartpole
+
+
+def assert_same(a, b):
+    left, right = tree.named_leaves(a), tree.named_leaves(b)
+    assert [name for name, _ in left] == [name for name, _ in right]
+    for (name, x), (_, y) in zip(left, right, strict=True):
+        assert x.dtype == y.dtype and torch.equal(x.nan_to_num(7.5), y.nan_to_num(7.5)), name
+
+
+def cartpole():
+    return auto_reset(scale_actions(make_cartpole(1, seconds=0.3)))
 
 
 class Stream(BatchEngine):
