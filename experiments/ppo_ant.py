@@ -16,8 +16,9 @@ from tasks.running import CONTROL_DT
 class Config:
     """Learn to run to a far target on four legs (published returns of 1000 steps: 5500 to 11800).
 
-    The published settings, but 1024 robots instead of 4096 and batches a quarter as large. They scale rewards by
-    0.01, which changes nothing where values and advantages are normalized.
+    512 robots instead of the published 4096, rollouts of 32 steps instead of 16, and smaller batches with larger steps:
+    these reach a return of 5500 after 3 to 4 million steps. Rewards are not scaled by 0.01, which changes nothing where
+    values and advantages are normalized.
     """
 
     seed: int = 0
@@ -30,14 +31,15 @@ class Config:
     """Length of an episode, control steps of 0.0166 s."""
     ppo: PPOConfig = field(
         default_factory=lambda: PPOConfig(
-            num_envs=1024,
-            num_steps=16,
-            num_epochs=4,
-            num_minibatches=2,
-            learning_rate=3e-4,
-            kl_target=0.008,
+            num_envs=512,
+            num_steps=32,
+            num_epochs=3,
+            num_minibatches=8,
+            learning_rate=1e-3,
+            kl_target=0.02,
             value_coefficient=2.0,
             bounds_coefficient=1e-4,
+            initial_std=0.5,
             policy_layers=(256, 128, 64),
             value_layers=(256, 128, 64),
         )
