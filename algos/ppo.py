@@ -21,8 +21,8 @@ from rlcore.env import Env, EnvState, Obs, Params, batch
 from rlcore.errors import InputError, check_field
 from rlcore.experiment import Algorithm
 from rlcore.jit import jit
-from rlcore.networks import ACTIVATIONS, mlp
-from rlcore.normalize import Moments, denormalize, moments_init, moments_update, normalize
+from rlcore.networks import ACTIVATIONS, dead_units, mlp
+from rlcore.normalize import Moments, denormalize, drift, moments_init, moments_update, normalize
 from rlcore.optim import AdamState, adam_init, adam_update, clip_by_global_norm
 from rlcore.randomize import each_robots
 from rlcore.returns import gae
@@ -499,6 +499,8 @@ def make_ppo(
         else:
             goal = target
         explained = 1.0 - (target - v_tm1).var() / target.var().clamp(min=1e-8)
+        # Where no action is better than another, advantages are nothing beside the returns.
+        share = advantage.std() / target.square().mean().sqrt().clamp(min=1e-8)
         if config.normalize_advantages:
             advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
         data = Batch(
@@ -520,7 +522,13 @@ def make_ppo(
         )
         data = tree.map_leaves(lambda x: x.reshape(-1, *x.shape[2:]), data)
         moments = {g: moments_update(m, sample(g, trajectory.obs[g])) for g, m in state.observation_moments.items()}
-        metrics = {"value/explained_variance": explained, "value/mean": v_tm1.mean()}
+        seen = sample("policy", trajectory.obs["policy"])
+        metrics = {
+            "value/explained_variance": explained,
+            "value/mean": v_tm1.mean(),
+            "advantage/share": share,
+            "observations/drift": drift(state.observation_moments["policy"], seen),
+        }
         metrics |= trajectory_metrics(trajectory, env, bounds)
         return data, moments, value_moments, metrics
 
@@ -546,6 +554,12 @@ def make_ppo(
     def divergence(params: Networks, old_log_std: Tensor, data: Batch) -> Tensor:
         mean = policy_net.apply(params.policy, data.policy_obs)
         return gaussian_kl(data.mean, old_log_std, mean, params.log_std).mean()
+
+    @jit
+    def dead(params: Networks, moments: dict[str, Moments], obs: Obs) -> dict[str, Tensor]:
+        policy = policy_net.hidden(params.policy, scaled(moments, "policy", obs["policy"]))
+        value = value_net.hidden(params.value, scaled(moments, critic_group, obs[critic_group]))
+        return {"network/dead_policy_units": dead_units(policy), "network/dead_value_units": dead_units(value)}
 
     @jit
     def symmetry_error(params: Networks, moments: dict[str, Moments], obs: Tensor) -> Tensor:
@@ -609,10 +623,11 @@ def make_ppo(
         params, optimizer, learned = learn(state, data, learn_key)
         metrics = {**metrics, **learned, "policy/learning_rate": state.coefficients["learning_rate"]}
         metrics["policy/std"] = params.log_std.exp().mean()
+        # The last step's observations are enough for a metric.
+        last = {group: trajectory.obs[group][-1] for group in groups}
+        metrics |= dead(params, state.observation_moments, last)
         if symmetry is not None:
-            # The last step's observations are enough for a metric.
-            last = trajectory.obs["policy"][-1]
-            metrics["policy/symmetry_error"] = symmetry_error(params, state.observation_moments, last)
+            metrics["policy/symmetry_error"] = symmetry_error(params, state.observation_moments, last["policy"])
         episodes = count_episodes(state.episodes, trajectory.transition)
         metrics |= episode_metrics(episodes, env.spec)
         state = TrainState(

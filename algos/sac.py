@@ -25,8 +25,8 @@ from rlcore.env import Env, EnvState, Obs, Params, batch
 from rlcore.errors import InputError, check_field
 from rlcore.experiment import Algorithm
 from rlcore.jit import jit
-from rlcore.networks import ACTIVATIONS, mlp
-from rlcore.normalize import Moments, moments_init, moments_update, normalize
+from rlcore.networks import ACTIVATIONS, dead_units, mlp
+from rlcore.normalize import Moments, drift, moments_init, moments_update, normalize
 from rlcore.optim import AdamState, adam_init, adam_update, clip_by_global_norm, global_norm
 from rlcore.randomize import each_robots
 from rlcore.replay import Replay, Sample, replay_add, replay_init, replay_sample
@@ -430,8 +430,18 @@ def make_sac(env: Env, config: SACConfig, randomize: Callable[[Params, Tensor], 
         return {group: moments_update(moments[group], obs[group]) for group in groups}
 
     @jit
-    def watched(trajectory: Any) -> dict[str, Tensor]:
-        return trajectory_metrics(trajectory, env, bounds)
+    def watched(params: Learned, moments: dict[str, Moments], trajectory: Any) -> dict[str, Tensor]:
+        # The last step is enough for what is told of the networks.
+        policy = policy_net.hidden(params.policy, scaled(moments, "policy", trajectory.obs["policy"][-1]))
+        seen = scaled(moments, critic_group, trajectory.obs[critic_group][-1])
+        first = tree.map_leaves(lambda x: x[0], params.critics)
+        critic = critic_net.hidden(first, torch.cat([seen, trajectory.extras["squashed"][-1]], -1))
+        return {
+            "observations/drift": drift(moments["policy"], trajectory.obs["policy"]),
+            "network/dead_policy_units": dead_units(policy),
+            "network/dead_value_units": dead_units(critic),
+            **trajectory_metrics(trajectory, env, bounds),
+        }
 
     def init(key: Tensor) -> TrainState:
         policy_key, critic_key, env_key, run_key = random.split(key, 4).unbind(0)
@@ -494,6 +504,7 @@ def make_sac(env: Env, config: SACConfig, randomize: Callable[[Params, Tensor], 
         params, targets, policy_optimizer, critic_optimizer, entropy_optimizer = tree.where(ready, after, before)
         learned = {name: torch.where(ready, value, 0.0) for name, value in learned.items()}
         episodes = count_episodes(state.episodes, transition)
+        metrics = {**watched(state.params, state.observation_moments, trajectory), **learned}
         state = TrainState(
             params=params,
             targets=targets,
@@ -512,8 +523,7 @@ def make_sac(env: Env, config: SACConfig, randomize: Callable[[Params, Tensor], 
             env_steps=env_steps,
         )
         filled = replay.num_steps.clamp(max=replay.capacity) / replay.capacity
-        metrics = {**watched(trajectory), **learned, **episode_metrics(episodes, spec), "replay/filled": filled}
-        return state, metrics
+        return state, {**metrics, **episode_metrics(episodes, spec), "replay/filled": filled}
 
     def policy(state: TrainState, obs: Obs, key: Tensor | None = None) -> Tensor:
         mean, log_std = nets.policy(state.params.policy, scaled(state.observation_moments, "policy", obs["policy"]))

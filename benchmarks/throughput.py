@@ -9,8 +9,8 @@ Four levels are measured, each of which contains the one before:
 
 The cost of a physics step depends on what the robots are doing, so all levels meet the same robots. They begin
 in states that the policy leads to in the middle of an episode, of episodes of all ages. The bare engine is
-given the very positions, velocities, warm starts and controls that the environment gave to its engine in the
-block before; writing them is not timed. What PPO learns is thrown away after each update, so that the policy
+given the very positions, velocities, warm starts, controls and model fields that the environment gave to its engine
+in the block before; writing them is not timed. What PPO learns is thrown away after each update, so that the policy
 stays what it was. Levels take turns, block by block in one process, and a ratio is that of two neighbouring
 blocks: a machine that slows down slows them all.
 """
@@ -33,6 +33,7 @@ from rlcore.metrics import write_json
 LEVELS = ("engine", "env", "policy", "ppo")
 EXPERIMENTS = {
     "humanoid_balance": "experiments.ppo_humanoid_balance",
+    "humanoid_velocity": "experiments.ppo_humanoid_velocity",
     "humanoid_run": "experiments.ppo_humanoid_run",
     "ant": "experiments.ppo_ant",
     "cartpole": "experiments.ppo_cartpole",
@@ -63,11 +64,11 @@ class Config:
       python -m benchmarks.throughput --run runs/ppo_humanoid_balance/20260101-120000-seed0
     """
 
-    task: Literal["humanoid_balance", "humanoid_run", "ant", "cartpole"] = "humanoid_balance"
+    task: Literal["humanoid_balance", "humanoid_velocity", "humanoid_run", "ant", "cartpole"] = "humanoid_balance"
     """What the robots do."""
     run: Path | None = None
-    """A trained run of that task whose policy acts, so that most robots stand; by default an untrained one
-    acts, as at the start of training."""
+    """A trained run of that task whose policy acts, so that most robots stand, and whose robots it acts on, where
+    these differ; by default an untrained one acts, as at the start of training."""
     env_counts: tuple[int, ...] | None = None
     """Numbers of environments; by default the powers of two from 1 to 8192."""
     blocks: int | None = None
@@ -247,6 +248,21 @@ class Subject(NamedTuple):
     """Control steps of an episode that nothing ends."""
     policy: str
     """What acts, in words."""
+    robots: Any = None
+    """Parameters of robots that differ, every leaf `[n, ...]`; None where all are the environment's own."""
+    symmetry: Any = None
+    """How the task looks in the mirror, where the networks are symmetric."""
+
+    def params(self, count: int) -> Any:
+        """The environments' parameters of `count` robots."""
+        import torch
+
+        from rlcore import tree
+
+        if self.robots is None:
+            return self.env.params
+        known = len(tree.tree_flatten(self.robots)[0][0])
+        return tree.map_leaves(torch.Tensor.contiguous, tree.index(self.robots, torch.arange(count) % known))
 
 
 def subject(config: Config) -> Subject:
@@ -274,18 +290,37 @@ def subject(config: Config) -> Subject:
         restored = restore_policy(run)
         settings, env, ppo, state = run.config, auto_reset(run.experiment.env), run.config.ppo, restored.state
         policy = f"the policy of {config.run}, iteration {restored.iteration}"
-    limit = round(settings.episode_seconds / env.spec.control_dt)
-    return Subject(env, ppo, state, limit, policy)
+    # Walking robots are trained in shorter episodes than they are shown in.
+    seconds = getattr(settings, "training_episode_seconds", settings.episode_seconds)
+    limit = round(seconds / env.spec.control_dt)
+    own = any(x.ndim != y.ndim for x, y in zip(*map(_leaves, (state.env_params, env.params)), strict=True))
+    return Subject(env, ppo, state, limit, policy, state.env_params if own else None, _symmetry(env, ppo))
 
 
-def sampling(env: Any, ppo: Any) -> Callable[..., Any]:
+def _leaves(params: Any) -> list[Any]:
+    from rlcore import tree
+
+    return tree.tree_flatten(params)[0]
+
+
+def _symmetry(env: Any, ppo: Any) -> Any:
+    from tasks.walking import walking_symmetry
+
+    return walking_symmetry(env) if ppo.symmetric else None
+
+
+def sampling(env: Any, ppo: Any, symmetry: Any = None) -> Callable[..., Any]:
     """PPO's own way to act, for `rollout.unroll`: `((params, moments), obs, key) -> (action, extras)`."""
     from rlcore.distributions import gaussian_log_prob, gaussian_sample
     from rlcore.networks import mlp
     from rlcore.normalize import normalize
+    from rlcore.symmetric_networks import symmetric_mlp
 
     sizes = (env.spec.observation_size("policy"), *ppo.policy_layers, env.spec.action_size)
-    network = mlp(sizes, ppo.activation)
+    if symmetry is not None and ppo.symmetric_networks:
+        network = symmetric_mlp(sizes, symmetry.observations["policy"], symmetry.action, ppo.activation)
+    else:
+        network = mlp(sizes, ppo.activation)
 
     def act(actor: Any, obs: Any, key: Any) -> tuple[Any, dict[str, Any]]:
         params, moments = actor
@@ -310,6 +345,14 @@ class BareEngine:
         self.sensordata: Any = self._batch.bind("sensordata")
         self._substeps = substeps
 
+    def give(self, fields: Mapping[str, Any]) -> None:
+        """Make the simulations differ in these model fields, `[num_envs, ...]` or the same for all."""
+        for name, value in fields.items():
+            column: Any = self._batch.expand(name)
+            column[:] = value.numpy()
+        if fields:
+            self._batch.set_const()
+
     def step(self, values: Sequence[Any]) -> float:
         """Step from `values` (time, qpos, qvel, act, warmstart, ctrl); the seconds without the writing."""
         from mujoco.batch import SimulationError
@@ -324,19 +367,24 @@ class BareEngine:
 
 
 @contextlib.contextmanager
-def watched(engine: Any) -> Iterator[list[tuple[Any, ...]]]:
+def watched(engine: Any, allowed: Mapping[str, Any] | None = None) -> Iterator[list[tuple[Any, ...]]]:
     """What an engine is asked to step meanwhile, as `BareEngine.step` takes it.
 
+    Args:
+      engine: of the environment.
+      allowed: the model fields of its own that each robot may have: those that the bare engine was given.
+
     Raises:
-      InputError: if robots have model fields of their own or forces on them, which the bare engine would lack.
+      InputError: if robots have other model fields or forces on them, which the bare engine would lack.
     """
+    known = allowed or {}
     kept: list[tuple[Any, ...]] = []
     plain, size = engine.step_rows, 0.0
 
     def step_rows(fields: Any, rows: Any, ctrl: Any, wrench: Any, substeps: int, key: Any) -> Any:
         nonlocal size
-        if fields or wrench is not None:
-            raise InputError("the bare engine cannot be compared where robots differ or forces act on them")
+        if fields.keys() != known.keys() or wrench is not None:
+            raise InputError("the bare engine cannot be compared where fields change or forces act on robots")
         if size < _MOST_KEPT_BYTES:
             values = (rows.time, rows.qpos, rows.qvel, rows.act, rows.warmstart, ctrl)
             kept.append(tuple(x.numpy() for x in values))
@@ -362,7 +410,7 @@ def visited(
     from rlcore import random, tree
 
     reset_key, age_key, run_key, order_key = random.split(key, 4).unbind(0)
-    params = subject.env.params
+    params = subject.params(width)
     state, obs = batched.reset(params, random.split(reset_key, width))
     state = tree.replace(state, steps=random.randint(age_key, (width,), 0, subject.limit))
     snapshots: list[Any] = []
@@ -412,9 +460,10 @@ class Bench:
         self.substeps: int = subject.env.spec.substeps
         self._key = random.key(seed + 1)
         self._drawn = 0
-        act = sampling(subject.env, subject.ppo)
+        self._known: dict[int, Any] = {}
+        act = sampling(subject.env, subject.ppo, subject.symmetry)
         self._act = jit(act)
-        self._batched = batch(subject.env)
+        self._batched = batch(subject.env, shared_params=subject.robots is None)
         self._run = unroll(self._batched, act)
         self._actor = (subject.state.params, subject.state.observation_moments)
 
@@ -424,6 +473,12 @@ class Bench:
         self._drawn += 1
         return random.split(random.fold_in(self._key, self._drawn), count)
 
+    def _params(self, count: int) -> Any:
+        """The same tensors each time, as training has them: an engine knows fields that it has seen."""
+        if count not in self._known:
+            self._known = {count: self.subject.params(count)}
+        return self._known[count]
+
     def states(self, count: int, width: int) -> Any:
         """As many states and observations as the largest number of environments needs."""
         return visited(self.subject, self._run, self._actor, self._batched, count, width, self._keys(1)[0])
@@ -432,7 +487,7 @@ class Bench:
         """Seconds of the environment's step alone; the actions are sampled between."""
         from rlcore.jit import one_thread
 
-        total, params = 0.0, self.subject.env.params
+        total, params = 0.0, self._params(len(state.steps))
         for key in keys.unbind(0):
             with one_thread(len(state.steps)):
                 action, _ = self._act(self._actor, obs, key)
@@ -444,7 +499,7 @@ class Bench:
 
     def policy_block(self, state: Any, obs: Any, steps: int) -> tuple[float, Any, Any]:
         """Seconds of unrolling, in the lengths that PPO does."""
-        total, params = 0.0, self.subject.env.params
+        total, params = 0.0, self._params(len(state.steps))
         for keys in self._keys(steps).split(self.subject.ppo.num_steps):
             begin = time.perf_counter()
             state, obs, _ = self._run(self._actor, params, state, obs, keys)
@@ -455,9 +510,9 @@ class Bench:
         """Seconds of whole updates, each by the same networks."""
         from rlcore import tree
 
-        total = 0.0
+        total, params = 0.0, self._params(len(state.steps))
         for key in self._keys(updates).unbind(0):
-            before = tree.replace(self.subject.state, env_state=state, obs=obs, key=key)
+            before = tree.replace(self.subject.state, env_params=params, env_state=state, obs=obs, key=key)
             begin = time.perf_counter()
             after, metrics = algorithm.update(before)
             float(metrics["loss/value"])
@@ -481,8 +536,13 @@ class Bench:
 
         subject, num_envs = self.subject, len(state.steps)
         num_steps = subject.ppo.num_steps
-        algorithm = make_ppo(subject.env, dataclasses.replace(subject.ppo, num_envs=num_envs))
+        # It acts on the robots that it is given; none are drawn.
+        drawn = None if subject.robots is None else lambda params, key: params
+        ppo = dataclasses.replace(subject.ppo, num_envs=num_envs)
+        algorithm = make_ppo(subject.env, ppo, drawn, subject.symmetry)
         bare = BareEngine(subject.env.engine, num_envs, self.substeps)
+        fields = {} if subject.robots is None else self._params(num_envs).physics
+        bare.give(fields)
         tell(f"{num_envs} environments: recording")
         for due in falling_due(state, subject.limit):
             self.env_block(due, obs, self._keys(_RECORDED_STEPS))
@@ -498,7 +558,7 @@ class Bench:
             tell(f"{num_envs} environments: block {number + 1} of {num_blocks}")
             # The same steps twice, watched and timed: to keep what is watched takes memory from the allocator.
             keys = self._keys(env_steps)
-            with watched(subject.env.engine) as kept:
+            with watched(subject.env.engine, fields) as kept:
                 self.env_block(state, obs, keys)
             env_seconds, state, obs = self.turn(self.env_block, state, obs, keys)
             bare.step(kept[0])  # the threads of the engine are awake, as they are in the other levels

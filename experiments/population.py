@@ -13,7 +13,7 @@ import tyro
 
 from algos.population import PBTConfig, PopulationState, make_population, member
 from experiments.cli import parse, run, to_json
-from experiments.sweep import Setting, config_class, read_lines
+from experiments.side_by_side import Setting, config_class, read_lines
 from rlcore import random
 from rlcore.checkpoint import Checkpointer
 from rlcore.errors import InputError
@@ -91,7 +91,7 @@ def _refuse_compiled(made: list[tuple[str, Any]], coefficients: set[str]) -> Non
                 continue
             raise InputError(
                 f"members may differ in {', '.join(_FREE)} and in {', '.join(sorted(coefficients))}, but {name} "
-                f"differs from {made[0][0]} in {path}: run them side by side with experiments.sweep"
+                f"differs from {made[0][0]} in {path}: run them side by side with experiments.side_by_side"
             )
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from algos.ppo import PPOConfig, make_ppo
 from experiments.cli import run
 from experiments.recording import filmed, recorded_faults
+from experiments.search_space import PPO_SEARCH
 from rlcore.env import auto_reset, scale_actions
 from rlcore.experiment import Experiment, TrainingConfig
 from rlcore.physics.engines import Physics
@@ -35,6 +36,9 @@ class Config:
         )
     )
     training: TrainingConfig = field(default_factory=lambda: TrainingConfig(iterations=60, checkpoint_every=20))
+
+
+SEARCH = PPO_SEARCH
 
 
 def build(config: Config) -> Experiment:

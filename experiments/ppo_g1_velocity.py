@@ -6,6 +6,7 @@ from typing import Literal
 
 from algos.ppo import PPOConfig
 from experiments.cli import run
+from experiments.search_space import PPO_SEARCH
 from experiments.walking import WalkingConfig, build_walking, walking_ppo, walking_training
 from rlcore.env import Env, encoder_offset, observation_noise
 from rlcore.experiment import Experiment, TrainingConfig
@@ -37,6 +38,9 @@ class Config(WalkingConfig):
     )
     ppo: PPOConfig = field(default_factory=lambda: walking_ppo(initial_std=0.8))
     training: TrainingConfig = field(default_factory=lambda: walking_training(iterations=4000))
+
+
+SEARCH = PPO_SEARCH
 
 
 def build(config: Config) -> Experiment:

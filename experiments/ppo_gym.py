@@ -6,6 +6,7 @@ from typing import Literal
 from algos.ppo import PPOConfig, make_ppo
 from experiments.cli import run
 from experiments.recording import filmed, recorded_faults
+from experiments.search_space import PPO_SEARCH
 from rlcore.env import auto_reset, scale_actions
 from rlcore.experiment import Experiment, TrainingConfig
 from tasks.gym.ant import make_gym_ant
@@ -31,6 +32,9 @@ class Config:
         default_factory=lambda: PPOConfig(num_envs=128, num_steps=32, num_epochs=8, max_gradient_norm=0.5)
     )
     training: TrainingConfig = field(default_factory=lambda: TrainingConfig(iterations=500))
+
+
+SEARCH = PPO_SEARCH
 
 
 def build(config: Config) -> Experiment:

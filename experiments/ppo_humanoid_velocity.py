@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from algos.ppo import PPOConfig
 from experiments.cli import run
+from experiments.search_space import PPO_SEARCH
 from experiments.walking import WalkingConfig, build_walking, walking_ppo, walking_training
 from rlcore.experiment import Experiment, TrainingConfig
 from tasks.humanoid.velocity import make_humanoid_velocity
@@ -16,6 +17,9 @@ class Config(WalkingConfig):
 
     ppo: PPOConfig = field(default_factory=lambda: walking_ppo(initial_std=0.25))
     training: TrainingConfig = field(default_factory=lambda: walking_training(iterations=1900))
+
+
+SEARCH = PPO_SEARCH
 
 
 def build(config: Config) -> Experiment:

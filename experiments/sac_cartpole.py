@@ -7,6 +7,7 @@ from algos.sac import SACConfig, make_sac
 from experiments.cli import run
 from experiments.recording import filmed, recorded_faults
 from experiments.replay_memory import replay_note
+from experiments.search_space import SAC_SEARCH
 from rlcore.env import auto_reset, scale_actions
 from rlcore.experiment import Experiment, TrainingConfig
 from rlcore.physics.engines import Physics
@@ -45,6 +46,9 @@ class Config:
         )
     )
     training: TrainingConfig = field(default_factory=lambda: TrainingConfig(iterations=500, checkpoint_every=100))
+
+
+SEARCH = SAC_SEARCH
 
 
 def build(config: Config) -> Experiment:

@@ -7,6 +7,7 @@ from algos.sac import SACConfig, make_sac
 from experiments.cli import run
 from experiments.recording import filmed, recorded_faults
 from experiments.replay_memory import replay_note
+from experiments.search_space import SAC_SEARCH
 from rlcore.env import auto_reset
 from rlcore.experiment import Experiment, TrainingConfig
 from rlcore.physics.engines import Physics
@@ -41,6 +42,9 @@ class Config:
         )
     )
     training: TrainingConfig = field(default_factory=lambda: TrainingConfig(iterations=3400, checkpoint_every=200))
+
+
+SEARCH = SAC_SEARCH
 
 
 def build(config: Config) -> Experiment:

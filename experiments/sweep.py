@@ -1,206 +1,379 @@
-"""Train several settings of one experiment side by side on this machine: on one GPU, or on its CPUs."""
+"""Search for good settings of an experiment: learning rate, batch size, discount, entropy coefficient, or any other."""
 
-import dataclasses
+import csv
 import importlib
 import os
-import re
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import tyro
 
-from experiments.cli import command
+from experiments.cli import command, parse
+from experiments.search_space import Space, flags, read_range
+from experiments.side_by_side import config_class, thread_flags
 from rlcore.errors import InputError
 from rlcore.metrics import METRICS_FILE, read_metrics
+from rlcore.run_directory import CHECKPOINTS, CONFIG_FILE
+
+_LOOKS = 10  # times that a trial is compared with others while it trains
 
 
 @dataclass(frozen=True)
 class Config:
-    """Start one training for each line of a file, and wait for them.
+    """Let Optuna choose settings, train with each, and go on from what did well.
 
-    A line is a name, a colon and arguments of the experiment, such as
+    What is searched is declared beside the experiment's dataclass (SEARCH), or given with --space. Trials that do worse
+    than most did after as many iterations are stopped. The same command goes on with a sweep that was interrupted, its
+    unfinished trials from their last checkpoints. With the --storage of a database server, many machines share one.
 
-        strong_gait: --reward-weights gait 3.0 --ppo.learning-rate 3e-4
-
-    The name * stands for all of them: its arguments come before their own. Each run is in the directory of its name,
-    with what it printed beside it. Each gets its share of the CPUs as threads of physics and of learning.
+    Examples:
+      python -m experiments.sweep experiments.ppo_cartpole --output runs/sweep --trials 12
+      python -m experiments.sweep experiments.ppo_ant --output runs/ants --space "ppo.learning-rate 1e-4..1e-2 log"
+        "ppo.num-steps 8|16|32" --arguments "--training.time-limit 600"
     """
 
     experiment: Annotated[str, tyro.conf.Positional]
-    """Module of the experiment, such as experiments.ppo_humanoid_velocity."""
-    settings: Annotated[Path, tyro.conf.Positional]
-    """File of the settings; empty lines and those that begin with # are left out."""
+    """Module of the experiment, such as experiments.ppo_cartpole."""
     output: Path
-    """Directory for the runs."""
-    at_once: int = 0
-    """How many run at the same time; 0 starts all."""
-    every: float = 30.0
-    """Seconds between lines that tell how they are getting on."""
+    """Directory for the trials' runs, the table and the pictures."""
+    trials: int = 12
+    """How many settings to try in all, those of before an interruption included."""
+    at_once: int = 1
+    """How many train at the same time; each gets its share of the CPUs."""
+    space: tuple[str, ...] = ()
+    """What to search in place of SEARCH: "NAME LOW..HIGH", "NAME LOW..HIGH log" or "NAME ONE|OTHER" each."""
+    arguments: str = ""
+    """Further arguments of the experiment, the same for all trials."""
+    iterations: int | None = None
+    """Iterations of a trial; by default the experiment's own."""
+    seeds: int = 1
+    """If more than 1, a trial is a population of as many seeds, and judged by their mean."""
+    score: str = "episode/return"
+    """The metric to make large; what counts is its mean over the last tenth of a trial."""
+    prune: bool = True
+    """Stop trials that are below the median of others."""
+    storage: str | None = None
+    """Any storage URL of Optuna; by default a SQLite file in the output directory."""
+    study: str = "sweep"
+    """The study's name in that storage."""
+    seed: int = 0
+    """Seed of Optuna's choices, and of the trials' first runs."""
 
     def __post_init__(self) -> None:
-        if self.at_once < 0:
-            raise InputError(f"at_once must be 0 (all) or more, got {self.at_once} (--at-once)")
-        if not self.every > 0:
-            raise InputError(f"every must be more than 0, got {self.every} (--every)")
+        for name in ("trials", "at_once", "seeds"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1, got {getattr(self, name)} (--{name.replace('_', '-')})")
+        if self.iterations is not None and self.iterations < 1:
+            raise InputError(f"iterations must be at least 1, got {self.iterations} (--iterations)")
 
 
-class Setting(NamedTuple):
-    """One training: its name and its arguments."""
-
-    name: str
-    arguments: list[str]
-
-
-def read_settings(path: Path) -> list[Setting]:
-    """The settings in a file, each with the arguments of all in front.
+def search_space(config: Config) -> Space:
+    """What is searched.
 
     Raises:
-      InputError: if the file cannot be read, has no setting, a line of another form, or a name that comes twice.
+      InputError: for a range that is none, a setting that the experiment does not have, or nothing to search.
     """
-    try:
-        lines = path.read_text().splitlines()
-    except OSError as error:
-        raise InputError(f"settings {path} cannot be read: {error.strerror or error}") from error
-    return read_lines(lines, str(path))
+    own_class = config_class(config.experiment)
+    declared = getattr(importlib.import_module(config.experiment), "SEARCH", None)
+    space = dict(read_range(text) for text in config.space) if config.space else declared
+    if not space:
+        raise InputError(f"{config.experiment} declares no SEARCH: give ranges (--space)")
+    for name in space:
+        value = own_class()
+        for part in name.split("."):
+            if not hasattr(value, part):
+                raise InputError(f"{config.experiment} has no setting {name} to search (--space)")
+            value = getattr(value, part)
+    return space
 
 
-def read_lines(lines: Sequence[str], origin: str) -> list[Setting]:
-    """The settings in lines, each with the arguments of all in front; `origin` is where they are from.
+class _Trial:
+    """One training with settings that Optuna chose, as a process."""
 
-    Raises:
-      InputError: if there is no setting, a line of another form, or a name that comes twice.
-    """
-    settings: list[Setting] = []
-    common: list[str] = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip() or line.lstrip().startswith("#"):
-            continue
-        name, colon, rest = line.partition(":")
-        if not colon or not re.fullmatch(r"[A-Za-z0-9._-]+|\*", name.strip()):
-            raise InputError(f"line {number} of {origin} must be a name, a colon and arguments, got {line.strip()!r}")
-        try:
-            arguments = shlex.split(rest)
-        except ValueError as error:
-            raise InputError(f"line {number} of {origin}: {error}") from error
-        if name.strip() == "*":
-            common += arguments
-        else:
-            settings.append(Setting(name.strip(), arguments))
-    names = [setting.name for setting in settings]
-    if not names:
-        raise InputError(f"{origin} has no setting")
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise InputError(f"settings in {origin} need different names, got more than once: {', '.join(twice)}")
-    return [Setting(name, common + arguments) for name, arguments in settings]
+    def __init__(self, config: Config, trial: Any, arguments: list[str], iterations: int, threads: int) -> None:
+        self.config, self.trial, self.iterations = config, trial, iterations
+        self.run_dir = config.output / f"trial-{trial.number:03}"
+        self.pruned = False
+        self._told = 0
+        line = self._line(arguments, threads)
+        with (config.output / f"{self.run_dir.name}.log").open("ab") as log:
+            # In a session of its own: Ctrl-C reaches it once, from here, as at a second signal it would leave unsaved.
+            environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+            self.process = subprocess.Popen(
+                line, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+            )
+        trial.set_user_attr("host", socket.gethostname())
+        trial.set_user_attr("pid", self.process.pid)
+        trial.set_user_attr("arguments", shlex.join(arguments))
 
+    def _line(self, arguments: list[str], threads: int) -> list[str]:
+        config = self.config
+        training = ["--training.no-video", "--training.iterations", str(self.iterations)]
+        place = ["--training.run-dir", str(self.run_dir)]
+        # What has a checkpoint goes on from it.
+        if (self.run_dir / CONFIG_FILE).exists() and any((self.run_dir / CHECKPOINTS).glob("[0-9]*")):
+            place = ["--training.resume", str(self.run_dir)]
+        if config.seeds > 1:
+            line = ["experiments.population", config.experiment, "--seeds", str(config.seeds), "--seed"]
+            line += [str(config.seed), "--members", f"seed: {shlex.join(arguments)}"]
+            return [sys.executable, "-m", *line, "--training.torch-threads", str(threads), *training, *place]
+        line = [sys.executable, "-m", config.experiment, *arguments, *training, *place]
+        given = {argument.partition("=")[0].replace("_", "-") for argument in arguments}
+        for flag in thread_flags(config.experiment):
+            line += [] if flag in given else [flag, str(threads)]
+        return line
 
-def start(config: Config, setting: Setting, flags: Sequence[str], threads: int) -> "subprocess.Popen[bytes]":
-    """Begin one training, in a process of its own; each of `flags` that it does not set gives it `threads` threads."""
-    run_dir = config.output / setting.name
-    line = [sys.executable, "-m", config.experiment, *setting.arguments, "--training.run-dir", str(run_dir)]
-    given = {argument.partition("=")[0].replace("_", "-") for argument in setting.arguments}
-    for flag in flags:
-        line += [] if flag in given else [flag, str(threads)]
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-    with (config.output / f"{setting.name}.log").open("wb") as log:
-        # In a session of its own: Ctrl-C reaches it once, from here, as at a second signal it would leave unsaved.
-        return subprocess.Popen(line, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True)
-
-
-def config_class(experiment: str) -> Any:
-    """The `Config` of an experiment's module. Raises InputError if there is no such experiment."""
-    try:
-        return importlib.import_module(experiment).Config
-    except (ImportError, AttributeError) as error:
-        raise InputError(f"{experiment} is no experiment: {error}") from error
-
-
-def thread_flags(experiment: str) -> list[str]:
-    """The flags of an experiment that say how many threads it takes.
-
-    Raises:
-      InputError: if there is no such experiment.
-    """
-    config = config_class(experiment)
-    own = ["--num-threads"] if any(field.name == "num_threads" for field in dataclasses.fields(config)) else []
-    return ["--training.torch-threads", *own]
-
-
-def progress(run_dir: Path) -> str:
-    """A run's newest figures in one line."""
-    records = read_metrics(run_dir / METRICS_FILE) if (run_dir / METRICS_FILE).exists() else []
-    if not records:
-        return "no iteration yet"
-    last = records[-1]
-
-    def told(name: str, label: str, form: str) -> str:
-        value = last.get(name)
-        return f"{label} -" if value is None else f"{label} {value:{form}}"
-
-    return "  ".join(
-        [
-            f"iteration {last['iteration']}",
-            f"{last['env_steps'] / 1e6:.2f}M steps",
-            told("time/env_steps_per_second", "steps/s", ".0f"),
-            told("time/elapsed_seconds", "s", ".0f"),
-            told("episode/return", "return", ".4g"),
-            told("episode/length", "length", ".4g"),
-            told("episode/fall_rate", "falls", ".2f"),
+    def scores(self) -> list[tuple[int, float]]:
+        """Iteration and score, the mean over seeds, as far as all have come."""
+        names = [f"seed-{i}/{METRICS_FILE}" for i in range(self.config.seeds)]
+        files = [self.run_dir / name for name in (names if self.config.seeds > 1 else [METRICS_FILE])]
+        if not all(file.exists() for file in files):
+            return []
+        columns = [
+            {r["iteration"]: r[self.config.score] for r in read_metrics(file) if r.get(self.config.score) is not None}
+            for file in files
         ]
-    )
+        common = sorted(set.intersection(*(set(column) for column in columns)))
+        return [(i, sum(column[i] for column in columns) / len(columns)) for i in common]
+
+    def value(self, until: int) -> float | None:
+        """The mean score over the tenth of the trial that ends with this iteration."""
+        width = max(1, self.iterations // _LOOKS)
+        values = [score for i, score in self.scores() if until - width < i <= until]
+        return sum(values) / len(values) if values else None
+
+    def look(self) -> bool:
+        """Tell Optuna how it is getting on; whether it is to be stopped."""
+        scores = self.scores()
+        width = max(1, self.iterations // _LOOKS)
+        reached = (scores[-1][0] // width) * width if scores else 0
+        if reached <= self._told:
+            return False
+        self._told = reached
+        value = self.value(reached)
+        if value is None:
+            return False
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # after an interruption it has been told already
+            self.trial.report(value, reached)
+        return bool(self.config.prune and reached < self.iterations and self.trial.should_prune())
+
+    def stop(self) -> None:
+        """Let it save a checkpoint and end."""
+        with suppress(ProcessLookupError):
+            self.process.send_signal(signal.SIGTERM)
+
+    def error(self) -> str:
+        """The last line of what it printed."""
+        lines = (self.config.output / f"{self.run_dir.name}.log").read_text(errors="replace").strip().splitlines()
+        return lines[-1] if lines else "no output"
+
+
+def _study(config: Config) -> Any:
+    try:
+        import optuna
+    except ImportError:
+        raise InputError("a sweep needs Optuna: pip install -c constraints.txt -e '.[tune]'") from None
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    storage = config.storage or f"sqlite:///{(config.output / 'sweep.db').resolve()}"
+    try:
+        return optuna.create_study(
+            storage=storage,
+            study_name=config.study,
+            direction="maximize",
+            load_if_exists=True,
+            sampler=optuna.samplers.TPESampler(seed=config.seed, constant_liar=True, n_startup_trials=5),
+            pruner=optuna.pruners.MedianPruner(n_startup_trials=3, n_warmup_steps=0),
+        )
+    except Exception as error:  # each database has errors of its own
+        raise InputError(f"storage {storage} cannot be used: {error} (--storage)") from error
+
+
+def _orphans(study: Any) -> list[Any]:
+    """Trials of this machine that nobody looks after: what still trains is told to save, and waited for."""
+    from optuna.trial import Trial, TrialState
+
+    found = []
+    for frozen in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        if frozen.user_attrs.get("host", socket.gethostname()) != socket.gethostname():
+            continue
+        pid = frozen.user_attrs.get("pid")
+        if pid is not None and f"trial-{frozen.number:03}" in _words(pid):
+            os.kill(pid, signal.SIGTERM)
+            while f"trial-{frozen.number:03}" in _words(pid):
+                time.sleep(0.2)
+        found.append(Trial(study, frozen._trial_id))
+    return found
+
+
+def _words(pid: int) -> str:
+    """The command line of a process; empty if there is none, or it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:
+        return ""
+
+
+def run_trials(config: Config, study: Any, space: Space, tell: Any) -> bool:
+    """Train until there are as many trials as were asked for; False if it was told to stop before."""
+    from optuna.trial import TrialState
+
+    own_class = config_class(config.experiment)
+    fixed = shlex.split(config.arguments)
+    threads = max(1, (os.cpu_count() or 1) // config.at_once)
+    running: list[_Trial] = []
+    waiting = _orphans(study)
+    asked = False
+
+    def stop(number: int, frame: Any) -> None:
+        nonlocal asked
+        asked = True
+        for one in running:
+            one.stop()
+
+    handlers = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        while True:
+            while not asked and len(running) < config.at_once:
+                if not waiting and len(study.get_trials(deepcopy=False)) >= config.trials:
+                    break
+                trial = waiting.pop(0) if waiting else study.ask()
+                arguments = [*fixed]
+                for name, choice in space.items():
+                    arguments += flags(name, choice.suggest(trial, name))
+                if "--seed" not in fixed and config.seeds == 1:
+                    arguments += ["--seed", str(config.seed)]
+                try:
+                    own = parse(own_class, arguments, config.experiment)
+                except InputError as error:
+                    _end(study, trial, TrialState.FAIL, error=str(error))
+                    tell(f"trial {trial.number} cannot be: {error}")
+                    continue
+                iterations = config.iterations or own.training.iterations
+                running.append(_Trial(config, trial, arguments, iterations, threads))
+                tell(f"trial {trial.number}: {shlex.join(arguments)}")
+            if not running:
+                return not asked
+            time.sleep(0.3)
+            for one in list(running):
+                if not one.pruned and not asked and one.look():
+                    one.pruned = True
+                    one.stop()
+                code = one.process.poll()
+                if code is None:
+                    continue
+                running.remove(one)
+                if asked:
+                    continue  # it goes on when the sweep does
+                value = one.value(one.iterations)
+                if one.pruned:
+                    _end(study, one.trial, TrialState.PRUNED)
+                    tell(f"trial {one.trial.number}: stopped, as it did worse than the median")
+                elif code or value is None:
+                    why = one.error() if code else f"it has no {config.score}"
+                    _end(study, one.trial, TrialState.FAIL, error=why)
+                    tell(f"trial {one.trial.number} failed: {why}")
+                else:
+                    _end(study, one.trial, TrialState.COMPLETE, value)
+                    tell(f"trial {one.trial.number}: {config.score} {value:.4g}; best {study.best_value:.4g}")
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def _end(study: Any, trial: Any, state: Any, value: float | None = None, error: str | None = None) -> None:
+    if error is not None:
+        trial.set_user_attr("error", error)
+    study.tell(trial, value, state=state)
+
+
+def table(study: Any, space: Space) -> list[dict[str, Any]]:
+    """A row for each trial, the best first."""
+    rows = []
+    for trial in study.get_trials(deepcopy=False):
+        value = trial.value if trial.state.name == "COMPLETE" else None
+        last = max(trial.intermediate_values, default=None)
+        score = value if value is not None else None if last is None else trial.intermediate_values[last]
+        row = {"trial": trial.number, "state": trial.state.name.lower(), "score": score}
+        rows.append({**row, **{name: trial.params.get(name) for name in space}})
+    order = {"complete": 0, "pruned": 1}
+    return sorted(rows, key=lambda r: (order.get(r["state"], 2), -(r["score"] if r["score"] is not None else -1e300)))
+
+
+def _lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    def cell(value: Any) -> str:
+        return "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+    names = list(rows[0])
+    cells = [names, *([cell(row[name]) for name in names] for row in rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(names))]
+    return ["  ".join(x.rjust(w) for x, w in zip(row, widths, strict=True)) for row in cells]
+
+
+def _pictures(study: Any, output: Path) -> list[Path]:
+    """Optuna's own plots, as PNG, and as HTML where plotly is installed."""
+    import matplotlib
+    import optuna.visualization as interactive
+    import optuna.visualization.matplotlib as still
+    from matplotlib.figure import Figure
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    written = []
+    for name in ("optimization_history", "intermediate_values", "slice", "parallel_coordinate", "param_importances"):
+        with warnings.catch_warnings(), suppress(ValueError, RuntimeError):  # some need more trials than there are
+            warnings.simplefilter("ignore")
+            axes = getattr(still, f"plot_{name}")(study)
+            figure: Figure = (axes.flat[0] if hasattr(axes, "flat") else axes).figure
+            path = output / f"{name}.png"
+            figure.savefig(path, bbox_inches="tight")
+            plt.close(figure)
+            written.append(path)
+            if interactive.is_available():
+                getattr(interactive, f"plot_{name}")(study).write_html(path.with_suffix(".html"))
+                written.append(path.with_suffix(".html"))
+    return written
 
 
 def main(config: Config) -> None:
-    """Run them all; a signal to stop is handed on, so that each saves a checkpoint.
+    """Run the sweep, print the table and the winner's command, draw the pictures.
 
     Raises:
-      InputError: if the settings cannot be read or there is no such experiment.
-      SystemExit: with code 1, if a training failed.
+      InputError: if there is nothing to search, or the storage cannot be used.
+      SystemExit: with code 1, if no trial came to an end; with 130, if it was interrupted.
     """
-    settings = read_settings(config.settings)
-    flags = thread_flags(config.experiment)
+    space = search_space(config)
     config.output.mkdir(parents=True, exist_ok=True)
-    waiting, running = list(settings), dict[str, Any]()
-    at_once = min(config.at_once or len(settings), len(settings))
-    threads = max(1, (os.cpu_count() or 1) // at_once)
-    codes: dict[str, int] = {}
-
-    def stop(number: int, frame: Any) -> None:
-        waiting.clear()
-        for process in running.values():
-            process.send_signal(signal.SIGTERM)
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, stop)
-    told = time.monotonic()
-    while waiting or running:
-        while waiting and len(running) < at_once:
-            setting = waiting.pop(0)
-            running[setting.name] = start(config, setting, flags, threads)
-        time.sleep(0.5)
-        for name, process in list(running.items()):
-            if process.poll() is not None:
-                codes[name] = running.pop(name).returncode
-        if time.monotonic() - told >= config.every:
-            told = time.monotonic()
-            for name in running:
-                print(f"{name:<20} {progress(config.output / name)}", flush=True)
-    print("done:")
-    for setting in settings:
-        code = codes.get(setting.name)
-        word = "not started" if code is None else "ok" if code == 0 else f"exit code {code}"
-        print(f"{setting.name:<20} {word:<12} {progress(config.output / setting.name)}")
-    failed = [name for name, code in codes.items() if code]
-    if failed:
-        print(f"error: trainings failed: {', '.join(failed)}; see their logs in {config.output}", file=sys.stderr)
-        raise SystemExit(1)
+    study = _study(config)
+    whole = run_trials(config, study, space, lambda text: print(text, flush=True))
+    rows = table(study, space)
+    if rows:
+        print("\n" + "\n".join(_lines(rows)))
+        with (config.output / "sweep.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+    if not whole:
+        print("\ninterrupted: the same command goes on")
+        raise SystemExit(130)
+    done = [trial for trial in study.get_trials(deepcopy=False) if trial.state.name == "COMPLETE"]
+    if not done:
+        raise SystemExit("error: no trial came to an end; see their logs in " + str(config.output))
+    for path in _pictures(study, config.output):
+        print(f"written {path}")
+    print(f"\nthe winner, trial {study.best_trial.number}, {config.score} {study.best_value:.4g}:")
+    print(f"  python -m {config.experiment} {study.best_trial.user_attrs['arguments']}")
 
 
 if __name__ == "__main__":

@@ -33,11 +33,12 @@ class Network(NamedTuple):
     """A network: `params = init(key)`, `y = apply(params, x)`.
 
     `init` consumes an int64 key `[2]` and returns a tree of float32 tensors. `apply` is pure and takes
-    `[..., in]` to `[..., out]`.
+    `[..., in]` to `[..., out]`; `hidden(params, x)` gives what each hidden layer makes of `x`, `[..., units]`.
     """
 
     init: Callable[[Tensor], Any]
     apply: Callable[[Any, Tensor], Tensor]
+    hidden: Callable[[Any, Tensor], list[Tensor]]
 
 
 def orthogonal(key: random.Key, rows: int, columns: int, gain: float = 1.0) -> Float[Tensor, "rows columns"]:
@@ -107,16 +108,40 @@ def mlp(sizes: Sequence[int], activation: str = "elu", final_scale: float = 1.0,
             params.append(layer)
         return params
 
-    def apply(params: list[dict[str, Tensor]], x: Tensor) -> Tensor:
+    def hidden(params: list[dict[str, Tensor]], x: Tensor) -> list[Tensor]:
         if x.ndim < 1 or x.shape[-1] != sizes[0]:
             raise ValueError(f"the input must be [..., {sizes[0]}], got shape {tuple(x.shape)}")
         if len(params) != num_layers:
             raise ValueError(f"params must be of {num_layers} layers, got {len(params)}")
+        outputs = []
         for layer in params[:-1]:
             x = F.linear(x, layer["weight"], layer["bias"])
             if layer_norm:
                 x = F.layer_norm(x, x.shape[-1:], layer["scale"], layer["shift"])
             x = activate(x)
-        return F.linear(x, params[-1]["weight"], params[-1]["bias"])
+            outputs.append(x)
+        return outputs
 
-    return Network(init, apply)
+    def apply(params: list[dict[str, Tensor]], x: Tensor) -> Tensor:
+        last = [x, *hidden(params, x)][-1]
+        return F.linear(last, params[-1]["weight"], params[-1]["bias"])
+
+    return Network(init, apply, hidden)
+
+
+def dead_units(hidden: Sequence[Float[Tensor, "*batch units"]]) -> Float[Tensor, ""]:
+    """Share of hidden units that tell inputs apart no more: that vary over a batch by less than a hundredth of what
+    their layer's units do on average.
+
+    After Sokar et al. 2023, "The dormant neuron phenomenon in deep reinforcement learning",
+    https://arxiv.org/abs/2302.12902, with the deviation in place of the mean magnitude, so that it serves activations
+    that are not zero where they are saturated.
+
+    Args:
+      hidden: what `Network.hidden` gave of a batch.
+    """
+    dead = []
+    for layer in hidden:
+        spread = layer.reshape(-1, layer.shape[-1]).std(0, correction=0)
+        dead.append(spread <= (0.01 * spread.mean()).clamp(min=1e-6))
+    return torch.cat(dead).to(torch.float32).mean() if dead else torch.zeros(())

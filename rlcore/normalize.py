@@ -142,6 +142,24 @@ def denormalize(moments: Moments, y: Num[Tensor, "..."], epsilon: float = 1e-4) 
     return (y.to(torch.float64) * _std(moments, epsilon) + moments.mean).to(torch.float32)
 
 
+def drift(moments: Moments, x: Num[Tensor, "..."], epsilon: float = 1e-4) -> Float[Tensor, ""]:
+    """How far a batch has moved from what was seen before: of the component that moved most, the distance of the
+    batch's mean from the running mean, in running deviations. 0 before any sample.
+
+    Args:
+      moments: of samples shaped `[n]`, of before this batch.
+      x: `[..., n]`.
+      epsilon: as given to `normalize`.
+
+    Raises:
+      ValueError: if `x` does not end with the shape of a sample.
+    """
+    _check_sample("x", x, moments)
+    mean = x.to(torch.float64).reshape(-1, x.shape[-1]).mean(0)
+    moved = ((mean - moments.mean).abs() / _std(moments, epsilon)).max()
+    return torch.where(moments.count > 0, moved, 0.0).to(torch.float32)
+
+
 def _check_sample(name: str, x: Tensor, moments: Moments) -> None:
     sample = tuple(moments.mean.shape)
     if x.ndim < len(sample) or tuple(x.shape[x.ndim - len(sample) :]) != sample:

@@ -80,12 +80,14 @@ def symmetric_mlp(
             params.append({"even": even, "odd": odd, "bias": even.new_zeros(after.even)})
         return params
 
-    def apply(params: list[dict[str, Tensor]], x: Tensor) -> Tensor:
+    def whole(params: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
         if len(params) != len(pairs):
             raise ValueError(f"params must be of {len(pairs)} layers, got {len(params)}")
-        return plain.apply([_whole(*pair, layer) for pair, layer in zip(pairs, params, strict=True)], x)
+        return [_whole(*pair, layer) for pair, layer in zip(pairs, params, strict=True)]
 
-    return Network(init, apply)
+    return Network(
+        init, lambda params, x: plain.apply(whole(params), x), lambda params, x: plain.hidden(whole(params), x)
+    )
 
 
 def _orthogonal(key: Tensor, rows: int, columns: int, gain: float) -> Tensor:

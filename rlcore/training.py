@@ -20,10 +20,11 @@ from torch import Tensor
 
 from rlcore import run_directory
 from rlcore.checkpoint import Checkpointer, CheckpointError, tree_bytes
+from rlcore.doctor import Watch
 from rlcore.errors import InputError
 from rlcore.experiment import MUST_BE_FINITE, Algorithm, Experiment, Fault, TrainingConfig
 from rlcore.interrupt import stop_requests
-from rlcore.metrics import METRICS_FILE, Console, MetricsFile, TensorBoard, plot_learning_curves
+from rlcore.metrics import METRICS_FILE, Console, MetricsFile, TensorBoard, plot_learning_curves, read_metrics
 from rlcore.run_directory import RunRecord
 from rlcore.tree import named_leaves
 from rlcore.wall_time import drain_seconds, shares
@@ -218,6 +219,7 @@ def _loop(
     iteration, env_steps = int(state.iteration), int(state.env_steps)
     first, began = iteration, time.monotonic()
     earlier = (outputs.metrics.last or {}).get("time/elapsed_seconds") or 0.0
+    watch = Watch(read_metrics(outputs.run_dir / METRICS_FILE))
     drain_seconds()  # what it took to begin is no iteration's
     while True:
         tick = time.monotonic()
@@ -248,6 +250,8 @@ def _loop(
         if config.time_limit is not None:
             left = min(left, config.time_limit - elapsed)
         console.update(iteration, env_steps, values, earlier + elapsed, max(left, 0.0))
+        for line in watch.add(outputs.metrics.last or {}):
+            console.message(f"warning: {line}")
         if first == before and config.best_metric not in values:
             console.message(f"note: there is no metric {config.best_metric} to tell the best checkpoint by")
         for name, value in values.items():

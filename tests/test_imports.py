@@ -118,7 +118,7 @@ def test_every_module_keeps_the_rules() -> None:
         ("rlcore/video.py", "import imageio"),
         ("rlcore/metrics.py", "try:\n    import matplotlib.pyplot\nexcept ImportError:\n    pass"),
         ("rlcore/checkpoint.py", "class Store:\n    from orbax import checkpoint"),
-        ("experiments/sweep.py", "if __name__:\n    import jax.numpy as jnp"),
+        ("experiments/side_by_side.py", "if __name__:\n    import jax.numpy as jnp"),
         ("rlcore/utils.py", ""),
         ("tests/rlcore/test_misc.py", ""),
         ("tasks/state_manager/walk.py", ""),

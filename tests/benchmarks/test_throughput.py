@@ -9,6 +9,7 @@ from benchmarks import throughput
 from benchmarks.throughput import LEVELS, BareEngine, Bench, Block, Config, falling_due, shortfalls, subject, summary
 from experiments.cli import command
 from rlcore import random, tree
+from rlcore.errors import InputError
 
 
 def planted(engine, env, policy, ppo):
@@ -144,6 +145,29 @@ def test_the_bare_engine_does_what_the_environment_does(bench):
     assert torch.equal(torch.from_numpy(kept[0][1].copy()), state.physics.qpos)
     assert torch.equal(torch.from_numpy(kept[1][1].copy()), after.physics.qpos)
     assert "step_rows" not in vars(bench.subject.env.engine)
+
+
+def test_the_bare_engine_has_the_robots_of_the_environment():
+    """Heavier poles: with the nominal ones the positions would be others."""
+    whole = subject(Config(task="cartpole", num_threads=1))
+    mass = whole.env.engine.nominal("body_mass")["body_mass"]
+    drawn = torch.stack([mass, 3 * mass])
+    params = tree.map_leaves(lambda x: x.expand(2, *x.shape).contiguous(), whole.env.params)
+    own = Bench(whole._replace(robots=tree.replace(params, physics={"body_mass": drawn})), 0)
+    state, obs = (tree.index(x, slice(4)) for x in (whole.state.env_state, whole.state.obs))
+    own.env_block(state, obs, random.split(random.key(0), 3))
+    fields = own.subject.params(4).physics
+    assert torch.equal(fields["body_mass"], torch.cat([drawn, drawn]))
+    with throughput.watched(whole.env.engine, fields) as kept:
+        _, after, _ = own.env_block(state, obs, random.split(random.key(0), 1))
+    bare = BareEngine(whole.env.engine, 4, own.substeps)
+    bare.step(kept[0])
+    assert not torch.equal(torch.from_numpy(bare.qpos.copy()), after.physics.qpos)
+    bare.give(fields)
+    bare.step(kept[0])
+    assert torch.equal(torch.from_numpy(bare.qpos.copy()), after.physics.qpos)
+    with pytest.raises(InputError, match="fields change"), throughput.watched(whole.env.engine):
+        own.env_block(state, obs, random.split(random.key(0), 1))
 
 
 def test_actions_are_those_of_training(bench):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from experiments.sweep import Config, Setting, main, read_settings
+from experiments.side_by_side import Config, Setting, main, read_settings
 from rlcore.errors import InputError
 
 
