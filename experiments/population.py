@@ -43,7 +43,7 @@ class Config:
     members: tuple[str, ...] = ("member:",)
     """Of each member a name, a colon and arguments of the experiment."""
     common: str = ""
-    """Arguments of all members."""
+    """Arguments of all members, after an equals sign: --common="--flag VALUE"."""
     seeds: int = 1
     """How many members there are of each, with one seed after the other."""
     seed: int = 0

@@ -39,7 +39,7 @@ class Config:
     Examples:
       python -m experiments.sweep experiments.ppo_cartpole --output runs/sweep --trials 12
       python -m experiments.sweep experiments.ppo_ant --output runs/ants --space "ppo.learning-rate 1e-4..1e-2 log"
-        "ppo.num-steps 8|16|32" --arguments "--training.time-limit 600"
+        "ppo.num-steps 8|16|32" --arguments="--training.time-limit 600"
     """
 
     experiment: Annotated[str, tyro.conf.Positional]
@@ -53,7 +53,7 @@ class Config:
     space: tuple[str, ...] = ()
     """What to search in place of SEARCH: "NAME LOW..HIGH", "NAME LOW..HIGH log" or "NAME ONE|OTHER" each."""
     arguments: str = ""
-    """Further arguments of the experiment, the same for all trials."""
+    """Further arguments of all trials, after an equals sign: --arguments="--flag VALUE"."""
     iterations: int | None = None
     """Iterations of a trial; by default the experiment's own."""
     seeds: int = 1
@@ -179,7 +179,7 @@ class _Trial:
         return lines[-1] if lines else "no output"
 
 
-def _study(config: Config) -> Any:
+def _study(config: Config, iterations: int) -> Any:
     try:
         import optuna
     except ImportError:
@@ -193,7 +193,8 @@ def _study(config: Config) -> Any:
             direction="maximize",
             load_if_exists=True,
             sampler=optuna.samplers.TPESampler(seed=config.seed, constant_liar=True, n_startup_trials=5),
-            pruner=optuna.pruners.MedianPruner(n_startup_trials=3, n_warmup_steps=0),
+            # What looks slow in the first third may be the one that solves it.
+            pruner=optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=iterations // 3),
         )
     except Exception as error:  # each database has errors of its own
         raise InputError(f"storage {storage} cannot be used: {error} (--storage)") from error
@@ -355,7 +356,7 @@ def main(config: Config) -> None:
     """
     space = search_space(config)
     config.output.mkdir(parents=True, exist_ok=True)
-    study = _study(config)
+    study = _study(config, config.iterations or config_class(config.experiment)().training.iterations)
     whole = run_trials(config, study, space, lambda text: print(text, flush=True))
     rows = table(study, space)
     if rows:

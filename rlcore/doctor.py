@@ -204,13 +204,17 @@ def policy_collapse(h: History) -> Finding | None:
         recent = h.get("policy/kl")[-MIN_ITERATIONS // 2 :]
         if float(np.nanmedian(recent)) > 0.5 or float(np.nanmax(h.get("policy/kl")[1:], initial=0.0)) > 5.0:
             since = h.iteration(int(np.nanargmax(h.get("policy/kl") > 0.5)))
+            still = h.has("policy/std") and h.early("policy/std") < 0.02
+            start = "--ppo.initial-std larger, and --ppo.entropy-coefficient above 0"
             return Finding(
                 "policy collapse",
                 "the policy jumps from iteration to iteration instead of improving",
                 f"KL divergence of an iteration {float(np.nanmedian(recent)):.2g}, at most "
                 f"{float(np.nanmax(h.get('policy/kl'))):.2g}; 0.01 to 0.04 is healthy",
-                "gradient steps are too large",
-                f"make {size}, or --ppo.max-gradient-norm smaller",
+                f"actions vary by {h.early('policy/std'):.2g} alone, and every other mean is a jump"
+                if still
+                else "gradient steps are too large",
+                f"make {start if still else size + ', or --ppo.max-gradient-norm smaller'}",
                 ("policy/kl", "policy/clip_fraction", "episode/return"),
                 since,
             )
@@ -220,7 +224,7 @@ def policy_collapse(h: History) -> Finding | None:
     curve = h.smooth(name)
     peak = int(curve.argmax())
     gained, lost = curve[peak] - curve[: peak + 1].min(), curve[peak] - curve[-max(5, len(curve) // 10) :].max()
-    if lost < 0.5 * gained or lost < 10 * _noise(h.get(name)[np.isfinite(h.get(name))]):
+    if lost <= max(0.5 * gained, 10 * _noise(h.get(name)[np.isfinite(h.get(name))])):
         return None
     signs, cause = [], "not seen in divergence or entropy: look at the reward terms"
     if h.has("policy/std") and h.late("policy/std") < 0.2 * h.early("policy/std"):
@@ -294,6 +298,12 @@ def unstable_walking(h: History) -> Finding | None:
     if h.iterations < MIN_ITERATIONS or not h.has(rate):
         return None
     signs = []
+    gains = {name: late - early for name, (early, late) in _positive_terms(h).items()}
+    paid = [name for name in gains if _is_cost(name) and gains[name] > 0.25 * max(_positive_terms(h)[name][0], 0.0)]
+    term = max(paid, key=lambda name: gains[name], default=None)
+    if term is not None:
+        before, now = _positive_terms(h)[term]
+        signs.append(f"{term} is paid {before:.3g} a second at first and {now:.3g} now")
     if h.late(rate) > 5 * h.early(rate) > 0:
         signs.append(f"squared change of actions {h.early(rate):.3g} to {h.late(rate):.3g}")
     if h.has("env/torque_saturation") and h.late("env/torque_saturation") > 0.15:
@@ -302,25 +312,28 @@ def unstable_walking(h: History) -> Finding | None:
         signs.append(f"{h.late('contact/landings_per_second'):.0f} landings a second")
     if not signs:
         return None
-    gains = {name: late - early for name, (early, late) in _positive_terms(h).items()}
-    term = max(gains, key=lambda name: gains[name], default=None)
     cause, advice = "jerky actions are not worth avoiding", "raise the cost: --reward-weights action_rate -0.1"
-    costs = ("action", "torque", "acceleration", "jerk", "slip", "velocity", "limits", "power", "impact")
-    if term is not None and term.split("_")[-1] and any(word in term for word in costs) and "track" not in term:
-        cause = f"{term} is paid for, {gains[term]:+.3g} a second, though it measures a cost: its sign is wrong"
+    if term is not None:
+        cause = f"{term} measures a cost, but its weight is positive"
         advice = f"make the weight of {term} negative: --reward-weights {term} -WEIGHT"
     elif fight := _fighting(h):
         cause = f"{fight[0]} and {fight[1]} fight: what one gains the other loses"
         advice = f"redesign one of them, or weigh it less: --reward-weights {fight[1]} WEIGHT"
     return Finding(
         "unstable walking",
-        "the robot shakes",
+        "the robot is learning to shake",
         ", ".join(signs),
         cause,
         advice,
         (rate, "env/torque_saturation", "contact/landings_per_second", *([f"reward/{term}"] if term else [])),
-        h.iteration(int(np.nanargmax(h.get(rate) > 5 * h.early(rate))) if h.late(rate) > 5 * h.early(rate) else 0),
+        h.iteration(h.iterations // 2),
     )
+
+
+def _is_cost(term: str) -> bool:
+    """Whether a reward term of this name measures what is to be avoided."""
+    costs = ("action", "torque", "acceleration", "jerk", "slip", "velocity", "limits", "power", "impact", "momentum")
+    return "track" not in term and any(word in term for word in costs)
 
 
 def _fighting(h: History) -> tuple[str, str] | None:
@@ -386,19 +399,26 @@ def no_signal(h: History) -> Finding | None:
 
 def slow_convergence(h: History) -> Finding | None:
     """A return that has been flat since the beginning, by steps that are too small or actions that hardly vary."""
-    if not _flat(h):
-        return None
     name = _progress(h)
-    evidence = f"{name} {h.early(name):.3g} at the start and at best {float(h.smooth(name).max()):.3g}"
+    if h.iterations < 2 * MIN_ITERATIONS or not h.has(name):
+        return None
+    kl = clipped = math.inf
+    if h.has("policy/kl") and h.has("policy/clip_fraction"):
+        kl, clipped = (float(np.nanmedian(h.get(f"policy/{what}"))) for what in ("kl", "clip_fraction"))
+    small = kl < 5e-4 and clipped < 0.005
+    start, best = h.early(name), float(h.smooth(name).max())
+    # Steps that hardly change the policy are known by themselves, unless it was good when it began.
+    if not _flat(h) and not (small and best - start < 0.5 * abs(start)):
+        return None
+    evidence = f"{name} {start:.3g} at the start and at best {best:.3g}"
     cause, advice = "nothing that the metrics show", "try another reward, or a simpler task first"
-    small = h.has("policy/clip_fraction") and h.late("policy/clip_fraction") < 0.02 and h.late("policy/kl") < 0.002
     if h.has("policy/std") and h.early("policy/std") < 0.1:
         evidence += f", deviation of actions {h.late('policy/std'):.2g}"
         cause = "it hardly explores"
-        start = "--ppo.initial-std larger, and " if h.algorithm == "--ppo" else ""
-        advice = f"make {start}{h.algorithm}.{'' if start else 'initial-'}entropy-coefficient larger"
+        std = "--ppo.initial-std larger, and " if h.algorithm == "--ppo" else ""
+        advice = f"make {std}{h.algorithm}.{'' if std else 'initial-'}entropy-coefficient larger"
     elif small:
-        evidence += f", clip fraction {h.late('policy/clip_fraction'):.2g}, KL {h.late('policy/kl'):.2g}"
+        evidence += f", clip fraction {clipped:.2g}, KL divergence of an iteration {kl:.2g}"
         cause = "steps are too small"
         advice = f"make {h.step_size} larger, or let it follow the divergence: --ppo.kl-target 0.02"
     return Finding(

@@ -129,7 +129,7 @@ def mlp(sizes: Sequence[int], activation: str = "elu", final_scale: float = 1.0,
     return Network(init, apply, hidden)
 
 
-def dead_units(hidden: Sequence[Float[Tensor, "*batch units"]]) -> Float[Tensor, ""]:
+def dead_units(hidden: Sequence[Float[Tensor, "..."]]) -> Float[Tensor, ""]:
     """Share of hidden units that tell inputs apart no more: that vary over a batch by less than a hundredth of what
     their layer's units do on average.
 
@@ -138,7 +138,7 @@ def dead_units(hidden: Sequence[Float[Tensor, "*batch units"]]) -> Float[Tensor,
     that are not zero where they are saturated.
 
     Args:
-      hidden: what `Network.hidden` gave of a batch.
+      hidden: what `Network.hidden` gave of a batch, `[..., units]` each.
     """
     dead = []
     for layer in hidden:

@@ -9,7 +9,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from rlcore import random
 from rlcore.errors import InputError
-from rlcore.networks import ACTIVATIONS, mlp, orthogonal
+from rlcore.networks import ACTIVATIONS, dead_units, mlp, orthogonal
 from rlcore.tree import index, map_leaves, named_leaves, tree_leaves
 
 _erf = np.vectorize(math.erf)
@@ -235,3 +235,22 @@ def test_inputs_and_parameters_that_do_not_fit_are_refused():
         network.apply(params, torch.zeros(()))
     with pytest.raises(ValueError, match="params must be of 2 layers, got 1"):
         network.apply(params[:1], torch.zeros(3))
+
+
+def test_dead_units_are_those_that_vary_no_more():
+    network = mlp((3, 8, 6, 2), "elu")
+    params = network.init(random.key(0))
+    x = random.normal(random.key(1), (5, 40, 3))
+    layers = network.hidden(params, x)
+    assert [layer.shape for layer in layers] == [(5, 40, 8), (5, 40, 6)]
+    assert torch.equal(torch.nn.functional.elu(x @ params[0]["weight"].mT + params[0]["bias"]), layers[0])
+    last = layers[-1] @ params[-1]["weight"].mT + params[-1]["bias"]
+    torch.testing.assert_close(last, network.apply(params, x))
+    assert float(dead_units(layers)) == 0.0
+    # Two of eight units far below zero, and one that is far above it but hardly moves.
+    params[0]["bias"] = torch.tensor([-100.0, -100.0, 0, 0, 0, 0, 0, 0])
+    params[1]["weight"][0] *= 1e-4
+    params[1]["bias"] = torch.tensor([5.0, 0, 0, 0, 0, 0])
+    assert float(dead_units(network.hidden(params, x))) == pytest.approx(3 / 14)
+    assert float(dead_units([torch.ones(4, 6)])) == 1.0  # all of them
+    assert float(dead_units([])) == 0.0

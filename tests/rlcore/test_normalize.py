@@ -11,6 +11,7 @@ from rlcore.errors import InputError
 from rlcore.normalize import (
     Moments,
     denormalize,
+    drift,
     moments_init,
     moments_merge,
     moments_update,
@@ -205,3 +206,17 @@ def test_wrong_shapes_are_refused():
         denormalize(moments, torch.zeros(()))
     with pytest.raises(InputError, match="size must be at least 1"):
         moments_init(0)
+
+
+def test_drift_is_the_largest_distance_of_means_in_running_deviations():
+    seen = torch.tensor([[0.0, 10.0, 1.0], [2.0, 14.0, 1.0]])  # means 1, 12, 1; deviations 1, 2, 0
+    moments = moments_update(moments_init(3), seen)
+    batch = torch.tensor([[[1.0, 9.0, 1.0]], [[3.0, 9.0, 1.0]]])  # means 2, 9, 1
+    assert float(drift(moments, batch)) == pytest.approx(1.5)
+    assert float(drift(moments_init(3), batch)) == 0.0
+    # An observation that grows evenly stays sqrt(3) deviations ahead of what was seen.
+    grown = moments_init(1)
+    for t in range(2000):
+        moved = float(drift(grown, torch.full((1, 1), float(t))))
+        grown = moments_update(grown, torch.full((1, 1), float(t)))
+    assert moved == pytest.approx(3**0.5, rel=2e-3)
