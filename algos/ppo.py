@@ -527,8 +527,9 @@ def make_ppo(
             "value/explained_variance": explained,
             "value/mean": v_tm1.mean(),
             "advantage/share": share,
-            "observations/drift": drift(state.observation_moments["policy"], seen),
         }
+        if config.normalize_observations:
+            metrics["observations/drift"] = drift(state.observation_moments["policy"], seen)
         metrics |= trajectory_metrics(trajectory, env, bounds)
         return data, moments, value_moments, metrics
 

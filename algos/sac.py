@@ -23,7 +23,7 @@ from rlcore import random, tree
 from rlcore.distributions import tanh_gaussian_mode, tanh_gaussian_sample
 from rlcore.env import Env, EnvState, Obs, Params, batch
 from rlcore.errors import InputError, check_field
-from rlcore.experiment import Algorithm
+from rlcore.experiment import MUST_BE_FINITE, Algorithm
 from rlcore.jit import jit
 from rlcore.networks import ACTIVATIONS, dead_units, mlp
 from rlcore.normalize import Moments, drift, moments_init, moments_update, normalize
@@ -436,8 +436,9 @@ def make_sac(env: Env, config: SACConfig, randomize: Callable[[Params, Tensor], 
         seen = scaled(moments, critic_group, trajectory.obs[critic_group][-1])
         first = tree.map_leaves(lambda x: x[0], params.critics)
         critic = critic_net.hidden(first, torch.cat([seen, trajectory.extras["squashed"][-1]], -1))
+        moved = {"observations/drift": drift(moments["policy"], trajectory.obs["policy"])}
         return {
-            "observations/drift": drift(moments["policy"], trajectory.obs["policy"]),
+            **(moved if config.normalize_observations else {}),
             "network/dead_policy_units": dead_units(policy),
             "network/dead_value_units": dead_units(critic),
             **trajectory_metrics(trajectory, env, bounds),
@@ -502,7 +503,10 @@ def make_sac(env: Env, config: SACConfig, randomize: Callable[[Params, Tensor], 
         # Until the buffer is filled, what was learned from what little there is does not count.
         ready = env_steps >= config.prefill
         params, targets, policy_optimizer, critic_optimizer, entropy_optimizer = tree.where(ready, after, before)
-        learned = {name: torch.where(ready, value, 0.0) for name, value in learned.items()}
+        learned = {
+            name: torch.where(ready, value, 0.0 if name.startswith(MUST_BE_FINITE) else math.nan)
+            for name, value in learned.items()
+        }
         episodes = count_episodes(state.episodes, transition)
         metrics = {**watched(state.params, state.observation_moments, trajectory), **learned}
         state = TrainState(

@@ -273,7 +273,7 @@ def subject(config: Config) -> Subject:
     """
     from algos.ppo import make_ppo
     from experiments.cli import load_run, restore_policy
-    from rlcore import random
+    from rlcore import random, tree
     from rlcore.env import auto_reset
 
     if config.run is None:
@@ -282,7 +282,8 @@ def subject(config: Config) -> Subject:
         env = auto_reset(module.build(settings).env)
         ppo = settings.ppo
         few = dataclasses.replace(ppo, num_envs=min(ppo.num_envs, 64))
-        state, policy = make_ppo(env, few).init(random.key(config.seed)), "an untrained policy"
+        learner = make_ppo(env, few, symmetry=_symmetry(config.task, env, ppo))
+        state, policy = learner.init(random.key(config.seed)), "an untrained policy"
     else:
         run = load_run(config.run, {"num_threads": config.num_threads})
         if run.module.__name__ != EXPERIMENTS[config.task]:
@@ -293,20 +294,24 @@ def subject(config: Config) -> Subject:
     # Walking robots are trained in shorter episodes than they are shown in.
     seconds = getattr(settings, "training_episode_seconds", settings.episode_seconds)
     limit = round(seconds / env.spec.control_dt)
-    own = any(x.ndim != y.ndim for x, y in zip(*map(_leaves, (state.env_params, env.params)), strict=True))
-    return Subject(env, ppo, state, limit, policy, state.env_params if own else None, _symmetry(env, ppo))
+    ranks = [[x.ndim for x in tree.tree_flatten(params)[0]] for params in (state.env_params, env.params)]
+    robots = None if ranks[0] == ranks[1] else state.env_params
+    return Subject(env, ppo, state, limit, policy, robots, _symmetry(config.task, env, ppo))
 
 
-def _leaves(params: Any) -> list[Any]:
-    from rlcore import tree
+def _symmetry(task: str, env: Any, ppo: Any) -> Any:
+    """How the task looks in the mirror, where learning needs to know.
 
-    return tree.tree_flatten(params)[0]
-
-
-def _symmetry(env: Any, ppo: Any) -> Any:
+    Raises:
+      InputError: where it does and this program does not know it.
+    """
+    if not ppo.symmetric:
+        return None
+    if task != "humanoid_velocity":
+        raise InputError(f"runs of {task} that learn from its mirror image cannot be measured (--run)")
     from tasks.walking import walking_symmetry
 
-    return walking_symmetry(env) if ppo.symmetric else None
+    return walking_symmetry(env)
 
 
 def sampling(env: Any, ppo: Any, symmetry: Any = None) -> Callable[..., Any]:

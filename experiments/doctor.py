@@ -1,6 +1,8 @@
 """Say what is wrong with a training run, why, and which flag mends it."""
 
 import json
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -71,13 +73,25 @@ def draw(run_dir: Path, records: list[dict[str, Any]], findings: list[Finding]) 
     return path
 
 
+def _foreign(advice: str, settings: Mapping[str, Any]) -> list[str]:
+    """The flags in an advice that a run's experiment does not have."""
+    found = []
+    for flag in re.findall(r"--[a-z][a-z.-]*[a-z]", advice):
+        value: Any = settings
+        for part in flag.removeprefix("--").replace("-", "_").split("."):
+            value = value.get(part, ...) if isinstance(value, Mapping) else ...
+        if value is ... and flag != "--randomized":
+            found.append(flag)
+    return found
+
+
 def main(config: Config) -> None:
     """Print the findings, and draw them.
 
     Raises:
       InputError: if there is no such run, or it has logged nothing.
     """
-    read_record(config.run)
+    record = read_record(config.run)
     path = config.run / METRICS_FILE
     records = read_metrics(path) if path.exists() else []
     if not records:
@@ -93,8 +107,11 @@ def main(config: Config) -> None:
         print(f"  evidence  {finding.evidence} (from iteration {finding.since} on)")
         print(f"  cause     {finding.cause}")
         print(f"  advice    {finding.advice}")
+        if foreign := _foreign(finding.advice, record["config"]):
+            print(f"            (this experiment has no {', '.join(foreign)}: change its task or its code instead)")
     if evaluation is None or evaluation.get("randomized") is None:
         print("\nnot looked at: overfitting, which needs an evaluation with --randomized")
+    (config.run / PICTURE).unlink(missing_ok=True)
     if picture := draw(config.run, records, findings):
         print(f"\ncurves: {picture}")
 

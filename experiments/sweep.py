@@ -4,12 +4,14 @@ import csv
 import importlib
 import os
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
 import warnings
+import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,7 +25,7 @@ from experiments.search_space import Space, flags, read_range
 from experiments.side_by_side import config_class, thread_flags
 from rlcore.errors import InputError
 from rlcore.metrics import METRICS_FILE, read_metrics
-from rlcore.run_directory import CHECKPOINTS, CONFIG_FILE
+from rlcore.run_directory import CHECKPOINTS
 
 _LOOKS = 10  # times that a trial is compared with others while it trains
 
@@ -58,8 +60,9 @@ class Config:
     """Iterations of a trial; by default the experiment's own."""
     seeds: int = 1
     """If more than 1, a trial is a population of as many seeds, and judged by their mean."""
-    score: str = "episode/return"
-    """The metric to make large; what counts is its mean over the last tenth of a trial."""
+    score: str | None = None
+    """The metric to make large, by default the one that the experiment ranks its checkpoints by; what counts is its
+    mean over the last tenth of a trial."""
     prune: bool = True
     """Stop trials that are below the median of others."""
     storage: str | None = None
@@ -73,6 +76,11 @@ class Config:
         for name in ("trials", "at_once", "seeds"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)} (--{name.replace('_', '-')})")
+        words = {word.partition("=")[0] for word in shlex.split(self.arguments)}
+        if self.seeds > 1 and (
+            lost := sorted(w for w in words if w.startswith(("--training.", "--physics", "--seed")))
+        ):
+            raise InputError(f"arguments of a population of seeds cannot have {', '.join(lost)} (--arguments)")
         if self.iterations is not None and self.iterations < 1:
             raise InputError(f"iterations must be at least 1, got {self.iterations} (--iterations)")
 
@@ -98,40 +106,58 @@ def search_space(config: Config) -> Space:
 
 
 class _Trial:
-    """One training with settings that Optuna chose, as a process."""
+    """One training with settings that Optuna chose, as a process.
 
-    def __init__(self, config: Config, trial: Any, arguments: list[str], iterations: int, threads: int) -> None:
-        self.config, self.trial, self.iterations = config, trial, iterations
+    Attributes:
+      iterations: how many it is to have.
+      limited: whether its time is limited, so that it may have fewer.
+      score: the metric it is judged by.
+    """
+
+    def __init__(self, config: Config, trial: Any, arguments: list[str], own: Any, threads: int) -> None:
+        self.config, self.trial = config, trial
+        self.iterations = config.iterations or own.training.iterations
+        self.limited = own.training.time_limit is not None
+        self.score = config.score or own.training.best_metric
         self.run_dir = config.output / f"trial-{trial.number:03}"
         self.pruned = False
-        self._told = 0
+        self.process: subprocess.Popen[bytes] | None = None
+        self._told, self._size = 0, -1
+        self._scores: list[tuple[int, float]] = []
+        # One that came to an end while nobody looked is not begun again.
+        if self.reached() < self.iterations:
+            self._start(arguments, threads)
+        trial.set_user_attr("arguments", shlex.join(arguments))
+
+    def _start(self, arguments: list[str], threads: int) -> None:
         line = self._line(arguments, threads)
-        with (config.output / f"{self.run_dir.name}.log").open("ab") as log:
+        with (self.config.output / f"{self.run_dir.name}.log").open("ab") as log:
             # In a session of its own: Ctrl-C reaches it once, from here, as at a second signal it would leave unsaved.
             environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
             self.process = subprocess.Popen(
                 line, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
             )
-        trial.set_user_attr("host", socket.gethostname())
-        trial.set_user_attr("pid", self.process.pid)
-        trial.set_user_attr("arguments", shlex.join(arguments))
+        self.trial.set_user_attr("pid", self.process.pid)
 
     def _line(self, arguments: list[str], threads: int) -> list[str]:
         config = self.config
         training = ["--training.no-video", "--training.iterations", str(self.iterations)]
         place = ["--training.run-dir", str(self.run_dir)]
-        # What has a checkpoint goes on from it.
-        if (self.run_dir / CONFIG_FILE).exists() and any((self.run_dir / CHECKPOINTS).glob("[0-9]*")):
+        # What has a checkpoint goes on from it; a run without one begins anew.
+        checkpoints = self.run_dir / CHECKPOINTS
+        if checkpoints.is_dir() and any(entry.name.isdecimal() for entry in checkpoints.iterdir()):
             place = ["--training.resume", str(self.run_dir)]
-        if config.seeds > 1:
-            line = ["experiments.population", config.experiment, "--seeds", str(config.seeds), "--seed"]
-            line += [str(config.seed), "--members", f"seed: {shlex.join(arguments)}"]
-            return [sys.executable, "-m", *line, "--training.torch-threads", str(threads), *training, *place]
-        line = [sys.executable, "-m", config.experiment, *arguments, *training, *place]
+        else:
+            shutil.rmtree(self.run_dir, ignore_errors=True)
         given = {argument.partition("=")[0].replace("_", "-") for argument in arguments}
-        for flag in thread_flags(config.experiment):
-            line += [] if flag in given else [flag, str(threads)]
-        return line
+        shares = [(flag, str(threads)) for flag in thread_flags(config.experiment) if flag not in given]
+        if config.seeds == 1:
+            every = [word for share in shares for word in share]
+            return [sys.executable, "-m", config.experiment, *arguments, *training, *every, *place]
+        own = [word for flag, count in shares if flag == "--num-threads" for word in (flag, count)]
+        line = ["experiments.population", config.experiment, "--seeds", str(config.seeds), "--seed", str(config.seed)]
+        line += ["--members", f"seed: {shlex.join([*arguments, *own])}", "--training.torch-threads", str(threads)]
+        return [sys.executable, "-m", *line, *training, *place]
 
     def scores(self) -> list[tuple[int, float]]:
         """Iteration and score, the mean over seeds, as far as all have come."""
@@ -139,12 +165,22 @@ class _Trial:
         files = [self.run_dir / name for name in (names if self.config.seeds > 1 else [METRICS_FILE])]
         if not all(file.exists() for file in files):
             return []
+        size = sum(file.stat().st_size for file in files)
+        if size == self._size:
+            return self._scores
         columns = [
-            {r["iteration"]: r[self.config.score] for r in read_metrics(file) if r.get(self.config.score) is not None}
+            {r["iteration"]: r[self.score] for r in read_metrics(file) if r.get(self.score) is not None}
             for file in files
         ]
         common = sorted(set.intersection(*(set(column) for column in columns)))
-        return [(i, sum(column[i] for column in columns) / len(columns)) for i in common]
+        self._size = size
+        self._scores = [(i, sum(column[i] for column in columns) / len(columns)) for i in common]
+        return self._scores
+
+    def reached(self) -> int:
+        """The newest iteration that has a score."""
+        scores = self.scores()
+        return scores[-1][0] if scores else 0
 
     def value(self, until: int) -> float | None:
         """The mean score over the tenth of the trial that ends with this iteration."""
@@ -154,24 +190,28 @@ class _Trial:
 
     def look(self) -> bool:
         """Tell Optuna how it is getting on; whether it is to be stopped."""
-        scores = self.scores()
         width = max(1, self.iterations // _LOOKS)
-        reached = (scores[-1][0] // width) * width if scores else 0
-        if reached <= self._told:
-            return False
-        self._told = reached
-        value = self.value(reached)
-        if value is None:
-            return False
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # after an interruption it has been told already
-            self.trial.report(value, reached)
-        return bool(self.config.prune and reached < self.iterations and self.trial.should_prune())
+        reached, prune = self.reached(), False
+        while self._told + width <= reached:
+            self._told += width
+            value = self.value(self._told)
+            if value is None:
+                continue
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # after an interruption it has been told already
+                self.trial.report(value, self._told)
+            prune = self.config.prune and reached < self.iterations and bool(self.trial.should_prune())
+        return prune
 
     def stop(self) -> None:
         """Let it save a checkpoint and end."""
-        with suppress(ProcessLookupError):
-            self.process.send_signal(signal.SIGTERM)
+        if self.process is not None:
+            with suppress(ProcessLookupError):
+                self.process.send_signal(signal.SIGTERM)
+
+    def ended(self) -> int | None:
+        """The exit code, or None while it trains."""
+        return 0 if self.process is None else self.process.poll()
 
     def error(self) -> str:
         """The last line of what it printed."""
@@ -179,23 +219,28 @@ class _Trial:
         return lines[-1] if lines else "no output"
 
 
-def _study(config: Config, iterations: int) -> Any:
+def _study(config: Config) -> Any:
     try:
         import optuna
     except ImportError:
         raise InputError("a sweep needs Optuna: pip install -c constraints.txt -e '.[tune]'") from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     storage = config.storage or f"sqlite:///{(config.output / 'sweep.db').resolve()}"
+    iterations = config.iterations or config_class(config.experiment)().training.iterations
     try:
-        return optuna.create_study(
+        study = optuna.create_study(
             storage=storage,
             study_name=config.study,
             direction="maximize",
             load_if_exists=True,
-            sampler=optuna.samplers.TPESampler(seed=config.seed, constant_liar=True, n_startup_trials=5),
             # What looks slow in the first third may be the one that solves it.
             pruner=optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=iterations // 3),
         )
+        # Not the choices of before once more: neither after an interruption nor on another machine.
+        before = len(study.get_trials(deepcopy=False))
+        seed = zlib.crc32(f"{config.seed} {before} {socket.gethostname() if config.storage else ''}".encode())
+        study.sampler = optuna.samplers.TPESampler(seed=seed, constant_liar=True, n_startup_trials=5)
+        return study
     except Exception as error:  # each database has errors of its own
         raise InputError(f"storage {storage} cannot be used: {error} (--storage)") from error
 
@@ -206,11 +251,14 @@ def _orphans(study: Any) -> list[Any]:
 
     found = []
     for frozen in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        if frozen.user_attrs.get("host", socket.gethostname()) != socket.gethostname():
+        if frozen.user_attrs.get("host") != socket.gethostname():
             continue
+        if "experiments.sweep" in _words(frozen.user_attrs["sweep"]):
+            continue  # another sweep of the same study looks after it
         pid = frozen.user_attrs.get("pid")
         if pid is not None and f"trial-{frozen.number:03}" in _words(pid):
-            os.kill(pid, signal.SIGTERM)
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
             while f"trial-{frozen.number:03}" in _words(pid):
                 time.sleep(0.2)
         found.append(Trial(study, frozen._trial_id))
@@ -249,10 +297,15 @@ def run_trials(config: Config, study: Any, space: Space, tell: Any) -> bool:
                 if not waiting and len(study.get_trials(deepcopy=False)) >= config.trials:
                     break
                 trial = waiting.pop(0) if waiting else study.ask()
+                trial.set_user_attr("host", socket.gethostname())
+                trial.set_user_attr("sweep", os.getpid())
                 arguments = [*fixed]
-                for name, choice in space.items():
-                    arguments += flags(name, choice.suggest(trial, name))
-                if "--seed" not in fixed and config.seeds == 1:
+                try:
+                    for name, choice in space.items():
+                        arguments += flags(name, choice.suggest(trial, name))
+                except ValueError as error:
+                    raise InputError(f"study {config.study} searched something else: {error} (--study)") from error
+                if not any(word.partition("=")[0] == "--seed" for word in fixed) and config.seeds == 1:
                     arguments += ["--seed", str(config.seed)]
                 try:
                     own = parse(own_class, arguments, config.experiment)
@@ -260,8 +313,11 @@ def run_trials(config: Config, study: Any, space: Space, tell: Any) -> bool:
                     _end(study, trial, TrialState.FAIL, error=str(error))
                     tell(f"trial {trial.number} cannot be: {error}")
                     continue
-                iterations = config.iterations or own.training.iterations
-                running.append(_Trial(config, trial, arguments, iterations, threads))
+                if asked:
+                    break
+                running.append(_Trial(config, trial, arguments, own, threads))
+                if asked:
+                    running[-1].stop()
                 tell(f"trial {trial.number}: {shlex.join(arguments)}")
             if not running:
                 return not asked
@@ -270,24 +326,27 @@ def run_trials(config: Config, study: Any, space: Space, tell: Any) -> bool:
                 if not one.pruned and not asked and one.look():
                     one.pruned = True
                     one.stop()
-                code = one.process.poll()
+                code = one.ended()
                 if code is None:
                     continue
                 running.remove(one)
                 if asked:
                     continue  # it goes on when the sweep does
-                value = one.value(one.iterations)
+                one.look()
+                value = one.value(one.reached() if one.limited else one.iterations)
                 if one.pruned:
                     _end(study, one.trial, TrialState.PRUNED)
                     tell(f"trial {one.trial.number}: stopped, as it did worse than the median")
                 elif code or value is None:
-                    why = one.error() if code else f"it has no {config.score}"
+                    why = one.error() if code else f"it has no {one.score}"
                     _end(study, one.trial, TrialState.FAIL, error=why)
                     tell(f"trial {one.trial.number} failed: {why}")
                 else:
                     _end(study, one.trial, TrialState.COMPLETE, value)
-                    tell(f"trial {one.trial.number}: {config.score} {value:.4g}; best {study.best_value:.4g}")
+                    tell(f"trial {one.trial.number}: {one.score} {value:.4g}; best {study.best_value:.4g}")
     finally:
+        for one in running:
+            one.stop()
         for number, handler in handlers.items():
             signal.signal(number, handler)
 
@@ -333,7 +392,7 @@ def _pictures(study: Any, output: Path) -> list[Path]:
 
     written = []
     for name in ("optimization_history", "intermediate_values", "slice", "parallel_coordinate", "param_importances"):
-        with warnings.catch_warnings(), suppress(ValueError, RuntimeError):  # some need more trials than there are
+        with warnings.catch_warnings(), suppress(Exception):  # some need more trials than there are
             warnings.simplefilter("ignore")
             axes = getattr(still, f"plot_{name}")(study)
             figure: Figure = (axes.flat[0] if hasattr(axes, "flat") else axes).figure
@@ -356,7 +415,7 @@ def main(config: Config) -> None:
     """
     space = search_space(config)
     config.output.mkdir(parents=True, exist_ok=True)
-    study = _study(config, config.iterations or config_class(config.experiment)().training.iterations)
+    study = _study(config)
     whole = run_trials(config, study, space, lambda text: print(text, flush=True))
     rows = table(study, space)
     if rows:
@@ -371,10 +430,10 @@ def main(config: Config) -> None:
     done = [trial for trial in study.get_trials(deepcopy=False) if trial.state.name == "COMPLETE"]
     if not done:
         raise SystemExit("error: no trial came to an end; see their logs in " + str(config.output))
+    print(f"\nthe winner, trial {study.best_trial.number}, {study.best_value:.4g}:")
+    print(f"  python -m {config.experiment} {study.best_trial.user_attrs['arguments']}")
     for path in _pictures(study, config.output):
         print(f"written {path}")
-    print(f"\nthe winner, trial {study.best_trial.number}, {config.score} {study.best_value:.4g}:")
-    print(f"  python -m {config.experiment} {study.best_trial.user_attrs['arguments']}")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,8 @@ one illness and returns a `Finding`, or None: what is wrong, the numbers that sh
 that mends it. A rule stays silent where a metric that it needs was not logged, or as long as there is too little to
 judge.
 
+What a rule advises names flags of the algorithms and experiments here, as text alone: nothing of them is imported.
+
 Thresholds are set so that healthy runs of all tasks here stay silent; what healthy runs look like stands beside each.
 """
 
@@ -61,6 +63,7 @@ class History:
     records: Sequence[Mapping[str, Any]]
     evaluation: Mapping[str, Any] | None = None
     _columns: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    _smooth: dict[str, NDArray[np.float64]] = field(default_factory=dict)
 
     @property
     def iterations(self) -> int:
@@ -84,11 +87,13 @@ class History:
 
     def smooth(self, name: str) -> NDArray[np.float64]:
         """The metric's known values as medians over a twentieth of the run, at least five: `[known]`."""
-        known = self.get(name)[np.isfinite(self.get(name))]
-        width = max(5, len(known) // 20)
-        if len(known) < width:
-            return known
-        return np.median(np.lib.stride_tricks.sliding_window_view(known, width), axis=-1)
+        if name not in self._smooth:
+            known = self.get(name)[np.isfinite(self.get(name))]
+            width = max(5, len(known) // 20)
+            if len(known) >= width:
+                known = np.median(np.lib.stride_tricks.sliding_window_view(known, width), axis=-1)
+            self._smooth[name] = known
+        return self._smooth[name]
 
     def early(self, name: str) -> float:
         """The metric's median over the first values that it had."""
@@ -105,7 +110,7 @@ class History:
     @property
     def algorithm(self) -> str:
         """The flag's prefix of the algorithm's settings."""
-        return "--ppo" if self.records[-1].get("policy/kl") is not None else "--sac"
+        return "--ppo" if "policy/kl" in self.records[-1] else "--sac"
 
     @property
     def step_size(self) -> str:
@@ -175,11 +180,18 @@ def _noise(values: NDArray[np.float64]) -> float:
 def _flat(h: History) -> bool:
     """Whether a run has not learned anything since it began."""
     name = _progress(h)
-    if h.iterations < 2 * MIN_ITERATIONS or not h.has(name):
-        return False
     known = h.get(name)[np.isfinite(h.get(name))]
+    # Where all episodes end together, many iterations repeat one value.
+    if len(known) < 2 * MIN_ITERATIONS or not _learning_long(h) or len(np.unique(known)) < MIN_ITERATIONS // 2:
+        return False
     start, best = h.early(name), float(h.smooth(name).max())
     return best - start < max(3 * _noise(known) / math.sqrt(5), 0.05 * abs(start))
+
+
+def _learning_long(h: History) -> bool:
+    """Whether there was time to learn: an off-policy learner takes a few steps for each gradient, and so hundreds of
+    iterations, of which the first only fill its buffer."""
+    return h.iterations >= 2 * MIN_ITERATIONS * (1 if h.algorithm == "--ppo" else 10)
 
 
 def _positive_terms(h: History) -> dict[str, tuple[float, float]]:
@@ -201,16 +213,18 @@ def policy_collapse(h: History) -> Finding | None:
         return None
     size = f"{h.step_size} smaller" + (", or --ppo.kl-target 0.02" if h.algorithm == "--ppo" else "")
     if h.has("policy/kl"):
-        recent = h.get("policy/kl")[-MIN_ITERATIONS // 2 :]
-        if float(np.nanmedian(recent)) > 0.5 or float(np.nanmax(h.get("policy/kl")[1:], initial=0.0)) > 5.0:
+        recent = h.get("policy/kl")[-max(MIN_ITERATIONS // 2, h.iterations // 2) :]
+        newest = h.get("policy/kl")[-MIN_ITERATIONS // 2 :]
+        known = recent[np.isfinite(recent)]
+        if known.size and (np.nanmedian(newest) > 0.5 or known.max() > 5.0):
             since = h.iteration(int(np.nanargmax(h.get("policy/kl") > 0.5)))
             still = h.has("policy/std") and h.early("policy/std") < 0.02
             start = "--ppo.initial-std larger, and --ppo.entropy-coefficient above 0"
             return Finding(
                 "policy collapse",
                 "the policy jumps from iteration to iteration instead of improving",
-                f"KL divergence of an iteration {float(np.nanmedian(recent)):.2g}, at most "
-                f"{float(np.nanmax(h.get('policy/kl'))):.2g}; 0.01 to 0.04 is healthy",
+                f"KL divergence of an iteration {float(np.median(known)):.2g}, at most {known.max():.2g}; "
+                "0.01 to 0.04 is healthy",
                 f"actions vary by {h.early('policy/std'):.2g} alone, and every other mean is a jump"
                 if still
                 else "gradient steps are too large",
@@ -229,7 +243,8 @@ def policy_collapse(h: History) -> Finding | None:
     signs, cause = [], "not seen in divergence or entropy: look at the reward terms"
     if h.has("policy/std") and h.late("policy/std") < 0.2 * h.early("policy/std"):
         signs.append(f"deviation of actions {h.early('policy/std'):.2g} to {h.late('policy/std'):.2g}")
-        cause, size = "exploration has died", f"make {h.algorithm}.entropy-coefficient larger"
+        more = "--ppo.entropy-coefficient" if h.algorithm == "--ppo" else "--sac.target-entropy"
+        cause, size = "exploration has died", f"make {more} larger"
     if h.has("policy/kl") and np.nanmax(h.get("policy/kl")) > 10 * np.nanmedian(h.get("policy/kl")):
         signs.append(f"KL divergence up to {np.nanmax(h.get('policy/kl')):.2g}")
         cause = "some gradient steps were too large"
@@ -240,7 +255,23 @@ def policy_collapse(h: History) -> Finding | None:
         cause,
         size if size.startswith("make") else f"make {size}",
         (name, "policy/kl", "policy/std", "policy/entropy"),
-        h.iteration(peak),
+        h.iteration(int(np.flatnonzero(np.isfinite(h.get(name)))[peak]) + max(5, len(curve) // 20) // 2),
+    )
+
+
+def not_finite(h: History) -> Finding | None:
+    """A loss or gradient that is no number any more, with which training ends."""
+    broken = [n for n, v in h.records[-1].items() if n.startswith(("loss/", "gradients/")) and v is None]
+    if not broken:
+        return None
+    return Finding(
+        "not finite",
+        "training broke down",
+        f"{broken[0]} is not a finite number",
+        "gradient steps so large that numbers overflow, or a reward or observation that is not finite",
+        f"make {h.step_size} smaller; see whether environments went wrong (faults/ of the run)",
+        (broken[0], "gradients/norm", "policy/kl"),
+        h.iteration(h.iterations - 1),
     )
 
 
@@ -265,7 +296,7 @@ def value_divergence(h: History) -> Finding | None:
         "the value function moves away from the returns that it should predict",
         f"{shown}value loss {usual:.2g} at its middle and {loss[-1]:.2g} now",
         "its steps are too large, or rewards have outliers",
-        f"make {rate} smaller, keep --ppo.normalize-values, or clip outliers in the reward",
+        f"make {rate} smaller, or clip outliers in the reward",
         ("loss/value", "value/explained_variance", "value/mean"),
         h.iteration(h.iterations // 2),
     )
@@ -282,7 +313,7 @@ def physics_faults(h: History) -> Finding | None:
         "simulations became unstable, and their episodes were ended",
         f"{int(np.nansum(faults))} times, in {int((faults > 0).sum())} of {h.iterations} iterations",
         "actions, gains or masses that the time step is too long for",
-        "look at the states in faults/ of the run; narrow --randomization ranges or actions, or shorten the time step",
+        "look at the states in faults/ of the run; narrow ranges of randomization or actions, or shorten the time step",
         ("env/faults", "policy/saturation"),
         h.iteration(first),
     )
@@ -308,7 +339,7 @@ def unstable_walking(h: History) -> Finding | None:
         signs.append(f"squared change of actions {h.early(rate):.3g} to {h.late(rate):.3g}")
     if h.has("env/torque_saturation") and h.late("env/torque_saturation") > 0.15:
         signs.append(f"{h.late('env/torque_saturation'):.0%} of torques at their limit")
-    if h.has("contact/both") and h.late("contact/landings_per_second") > 16:
+    if h.has("contact/both") and h.has("contact/landings_per_second") and h.late("contact/landings_per_second") > 16:
         signs.append(f"{h.late('contact/landings_per_second'):.0f} landings a second")
     if not signs:
         return None
@@ -332,8 +363,11 @@ def unstable_walking(h: History) -> Finding | None:
 
 def _is_cost(term: str) -> bool:
     """Whether a reward term of this name measures what is to be avoided."""
-    costs = ("action", "torque", "acceleration", "jerk", "slip", "velocity", "limits", "power", "impact", "momentum")
-    return "track" not in term and any(word in term for word in costs)
+    costs = (
+        *("action_rate", "action_jerk", "action_size", "torque", "acceleration", "slip", "joint_limits", "momentum"),
+        *("vertical_velocity", "roll_pitch_velocity", "mechanical_power", "impact", "collision"),
+    )
+    return any(cost in term for cost in costs)
 
 
 def _fighting(h: History) -> tuple[str, str] | None:
@@ -408,11 +442,12 @@ def slow_convergence(h: History) -> Finding | None:
     small = kl < 5e-4 and clipped < 0.005
     start, best = h.early(name), float(h.smooth(name).max())
     # Steps that hardly change the policy are known by themselves, unless it was good when it began.
-    if not _flat(h) and not (small and best - start < 0.5 * abs(start)):
+    still = h.has("policy/std") and h.late("policy/std") < 0.02
+    if not _flat(h) and not ((small or still) and best - start < 0.5 * abs(start)):
         return None
     evidence = f"{name} {start:.3g} at the start and at best {best:.3g}"
     cause, advice = "nothing that the metrics show", "try another reward, or a simpler task first"
-    if h.has("policy/std") and h.early("policy/std") < 0.1:
+    if still or (h.has("policy/std") and h.early("policy/std") < 0.1):
         evidence += f", deviation of actions {h.late('policy/std'):.2g}"
         cause = "it hardly explores"
         std = "--ppo.initial-std larger, and " if h.algorithm == "--ppo" else ""
@@ -423,7 +458,7 @@ def slow_convergence(h: History) -> Finding | None:
         advice = f"make {h.step_size} larger, or let it follow the divergence: --ppo.kl-target 0.02"
     return Finding(
         "slow convergence",
-        "it does not learn",
+        "it hardly learns",
         evidence,
         cause,
         advice,
@@ -444,7 +479,7 @@ def overfitting(h: History) -> Finding | None:
         "the policy knows one robot only",
         f"{nominal:.0f} % of nominal robots survive, and {other:.0f} % of those that differ "
         f"({h.evaluation['randomized']['physics']})",
-        "every robot in training has the same physics",
+        "robots in training differ less than these, or not at all",
         "let robots differ: --randomization.mass-scale 0.8 1.2 --randomization.friction-scale 0.4 1.2 --max-delay 1",
         (),
         h.iteration(h.iterations - 1),
@@ -471,7 +506,9 @@ def action_saturation(h: History) -> Finding | None:
 
 def dead_units(h: History) -> Finding | None:
     """A network most of whose hidden units tell one observation from another no more (healthy: under 10 %)."""
-    for part, flag in (("policy", "--{}.policy-layers"), ("value", "--{}.value-layers")):
+    value_step = "--ppo.learning-rate" if h.algorithm == "--ppo" else "--sac.value-learning-rate"
+    for part in ("policy", "value"):
+        flag = f"{h.algorithm}.{part}-layers"
         name = f"network/dead_{part}_units"
         if h.iterations < MIN_ITERATIONS or not h.has(name) or h.late(name) < 0.4:
             continue
@@ -480,8 +517,8 @@ def dead_units(h: History) -> Finding | None:
             f"most of the {part} network does nothing",
             f"{h.late(name):.0%} of its hidden units give the same for all observations",
             "steps so large that units never became active again, or observations that are not normalized",
-            f"make {h.step_size} smaller, use --{h.algorithm[2:]}.activation elu, keep "
-            f"{h.algorithm}.normalize-observations ({flag.format(h.algorithm[2:])} is larger than needed otherwise)",
+            f"make {h.step_size if part == 'policy' else value_step} smaller, use {h.algorithm}.activation elu, or "
+            f"keep {h.algorithm}.normalize-observations; if it learns all the same, {flag} is larger than needed",
             (name, "gradients/norm", "policy/kl"),
             h.iteration(int(np.nanargmax(h.get(name) > 0.4))),
         )
@@ -528,6 +565,7 @@ def time_lost(h: History) -> Finding | None:
 
 
 RULES: tuple[Callable[[History], Finding | None], ...] = (
+    not_finite,
     policy_collapse,
     value_divergence,
     physics_faults,

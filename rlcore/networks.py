@@ -138,10 +138,15 @@ def dead_units(hidden: Sequence[Float[Tensor, "..."]]) -> Float[Tensor, ""]:
     that are not zero where they are saturated.
 
     Args:
-      hidden: what `Network.hidden` gave of a batch, `[..., units]` each.
+      hidden: what `Network.hidden` gave of a batch, `[..., units]` each; of a single input nothing can be said, and the
+        share is NaN.
     """
+    if not hidden:
+        return torch.zeros(())
+    if hidden[0][..., 0].numel() < 2:
+        return hidden[0].new_full((), math.nan)
     dead = []
     for layer in hidden:
         spread = layer.reshape(-1, layer.shape[-1]).std(0, correction=0)
         dead.append(spread <= (0.01 * spread.mean()).clamp(min=1e-6))
-    return torch.cat(dead).to(torch.float32).mean() if dead else torch.zeros(())
+    return torch.cat(dead).to(torch.float32).mean()

@@ -250,7 +250,7 @@ def _loop(
         if config.time_limit is not None:
             left = min(left, config.time_limit - elapsed)
         console.update(iteration, env_steps, values, earlier + elapsed, max(left, 0.0))
-        for line in watch.add(outputs.metrics.last or {}):
+        for line in _look(watch, outputs.metrics.last or {}):
             console.message(f"warning: {line}")
         if first == before and config.best_metric not in values:
             console.message(f"note: there is no metric {config.best_metric} to tell the best checkpoint by")
@@ -265,6 +265,14 @@ def _loop(
             return state, "time limit"
         if iteration % config.checkpoint_every == 0:
             _save(outputs, state, config.best_metric)
+
+
+def _look(watch: Watch, record: Mapping[str, Any]) -> list[str]:
+    """What the doctor says; a mistake of its own is told and ends no training."""
+    try:
+        return watch.add(record)
+    except Exception as error:
+        return [f"the doctor could not read this iteration: {error}"]
 
 
 def _read(state: Any, metrics: Mapping[str, Tensor]) -> tuple[int, int, dict[str, float]]:

@@ -60,6 +60,7 @@ def test_what_is_searched_is_declared_beside_the_experiment_or_given(tmp_path):
         (["--trials", "0"], "trials must be at least 1"),
         (["--iterations", "0"], "iterations must be at least 1"),
         (["--storage", "nosuch://x"], "storage nosuch://x cannot be used"),
+        (["--seeds", "2", "--arguments=--physics warp"], "a population of seeds cannot have --physics"),
     ],
 )
 def test_input_that_cannot_work_is_one_line(tmp_path, capsys, arguments, words):
@@ -89,8 +90,9 @@ def test_a_sweep_that_is_killed_goes_on_and_one_setting_that_cannot_be_is_told(t
     for row in rows:
         # 256 steps are no five minibatches.
         assert (row["state"] == "fail") == (row["ppo.num_minibatches"] == "5")
+    assert len({row["ppo.learning_rate"] for row in rows}) == 3
     best = max((r for r in rows if r["state"] == "complete"), key=lambda r: float(r["score"]))
     assert f"the winner, trial {best['trial']}" in ended.stdout
-    assert f"--ppo.learning-rate {float(best['ppo.learning_rate'])!r}" in ended.stdout.splitlines()[-1]
+    assert f"--ppo.learning-rate {float(best['ppo.learning_rate'])!r}" in ended.stdout
     for name in ("optimization_history.png", "optimization_history.html", "sweep.db"):
         assert (tmp_path / name).exists()
