@@ -48,7 +48,7 @@ demo: setup
 
 test: check
 	@echo "test: running every test (leave out the slow ones: make test ARGS='-m \"not slow\"')"
-	$(RUN) -m pytest $(ARGS)
+	$(RUN) -m pytest -n auto --maxprocesses 8 $(ARGS)
 
 check: setup
 	@echo "check: lint"

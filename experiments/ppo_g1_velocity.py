@@ -7,7 +7,7 @@ from typing import Literal
 from algos.ppo import PPOConfig
 from experiments.cli import run
 from experiments.search_space import PPO_SEARCH
-from experiments.walking import WalkingConfig, build_walking, walking_ppo, walking_training
+from experiments.walking import WalkingConfig, build_walking, ppo_learner, walking_ppo, walking_training
 from rlcore.env import Env, encoder_offset, observation_noise
 from rlcore.experiment import Experiment, TrainingConfig
 from rlcore.randomize import Randomization
@@ -50,7 +50,8 @@ def build(config: Config) -> Experiment:
         return encoder_offset(observation_noise(env, SENSOR_NOISE), ENCODER_OFFSET) if config.sensor_noise else env
 
     task = partial(make_unitree_velocity, config.robot)
-    return build_walking(config, task, partial(velocity_symmetry, robot=config.robot), sensors)
+    symmetry = partial(velocity_symmetry, robot=config.robot)
+    return build_walking(config, task, symmetry, ppo_learner(config.ppo), sensors)
 
 
 if __name__ == "__main__":

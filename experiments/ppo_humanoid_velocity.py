@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from algos.ppo import PPOConfig
 from experiments.cli import run
 from experiments.search_space import PPO_SEARCH
-from experiments.walking import WalkingConfig, build_walking, walking_ppo, walking_training
+from experiments.walking import WalkingConfig, build_walking, ppo_learner, walking_ppo, walking_training
 from rlcore.experiment import Experiment, TrainingConfig
 from tasks.humanoid.velocity import make_humanoid_velocity
 from tasks.walking import walking_symmetry
@@ -24,7 +24,7 @@ SEARCH = PPO_SEARCH
 
 def build(config: Config) -> Experiment:
     """The environment and the learner that a configuration describes."""
-    return build_walking(config, make_humanoid_velocity, walking_symmetry)
+    return build_walking(config, make_humanoid_velocity, walking_symmetry, ppo_learner(config.ppo))
 
 
 if __name__ == "__main__":

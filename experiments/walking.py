@@ -4,16 +4,20 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from torch import Tensor
+
 from algos.ppo import PPOConfig, make_ppo
 from experiments.recording import filmed, recorded_faults
 from rlcore.curriculum import Stage
-from rlcore.env import Env, action_delay, auto_reset, reweighted
+from rlcore.env import Env, Params, action_delay, auto_reset, reweighted
 from rlcore.errors import InputError
-from rlcore.experiment import Experiment, TrainingConfig
+from rlcore.experiment import Algorithm, Experiment, TrainingConfig
 from rlcore.physics.engines import Physics
 from rlcore.randomize import Randomization, make_randomizer
 from rlcore.symmetry import Symmetry
 from tasks.walking import STAGES
+
+Learner = Callable[[Env, Callable[[Params, Tensor], Params] | None, Symmetry], Algorithm]
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,6 @@ class WalkingConfig:
     """How robots differ from the nominal one in training; evaluation shows the nominal one."""
     max_delay: int = 0
     """Actions arrive up to this many control steps of 20 ms late in training, drawn for each episode."""
-    ppo: PPOConfig = field(default_factory=PPOConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
     def __post_init__(self) -> None:
@@ -82,6 +85,11 @@ def walking_ppo(initial_std: float) -> PPOConfig:
     )
 
 
+def ppo_learner(settings: PPOConfig) -> Learner:
+    """PPO with these settings, for `build_walking`."""
+    return lambda env, randomize, symmetry: make_ppo(env, settings, randomize, symmetry)
+
+
 def walking_training(iterations: int) -> TrainingConfig:
     """As many iterations, and checkpoints ranked by how far robots are in the curriculum: a return starts anew with
     each stage."""
@@ -92,6 +100,7 @@ def build_walking(
     config: WalkingConfig,
     make_task: Callable[..., Env],
     symmetry: Callable[[Env], Symmetry],
+    learner: Learner,
     sensors: Callable[[Env], Env] = lambda env: env,
 ) -> Experiment:
     """The environment and the learner that a configuration describes.
@@ -103,6 +112,8 @@ def build_walking(
       config: the settings.
       make_task: called as `make_task(num_threads, seconds, push_interval, push_speed, stages=..., physics=...)`.
       symmetry: gives the mirror maps of that task, however it is wrapped.
+      learner: called as `learner(env, randomize, symmetry)` with the training environment, which resets itself, and
+        how its robots differ, as the algorithms take them.
       sensors: wraps the task, in training and in evaluation, into what the robot's sensors show of it.
     """
 
@@ -116,6 +127,6 @@ def build_walking(
         env = action_delay(env, (0, config.max_delay))
     changes = config.randomization != Randomization()
     randomize = make_randomizer(env, config.randomization) if changes else None
-    algorithm = make_ppo(auto_reset(env), config.ppo, randomize, symmetry(env))
+    algorithm = learner(auto_reset(env), randomize, symmetry(env))
     whole = task(config.episode_seconds, config.push_interval, ())
     return Experiment(env, whole, algorithm, filmed(whole, algorithm), recorded_faults)
