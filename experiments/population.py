@@ -2,7 +2,6 @@
 
 import dataclasses
 import importlib
-import shlex
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,9 +40,7 @@ class Config:
     experiment: Annotated[str, tyro.conf.Positional]
     """Module of the experiment, such as experiments.ppo_cartpole."""
     members: tuple[str, ...] = ("member:",)
-    """Of each member a name, a colon and arguments of the experiment."""
-    common: str = ""
-    """Arguments of all members, after an equals sign: --common="--flag VALUE"."""
+    """Of each member a name, a colon and arguments of the experiment; the name * stands for all of them."""
     seeds: int = 1
     """How many members there are of each, with one seed after the other."""
     seed: int = 0
@@ -72,7 +69,7 @@ def settings(config: Config) -> list[tuple[str, Any]]:
     made = []
     lines: list[Setting] = read_lines(config.members, "members")
     for line in lines:
-        own = parse(own_class, [*shlex.split(config.common), *line.arguments], config.experiment)
+        own = parse(own_class, line.arguments, config.experiment)
         if hasattr(own, "physics"):
             own = dataclasses.replace(own, physics=config.physics)
         for i in range(config.seeds):
