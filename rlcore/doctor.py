@@ -285,8 +285,8 @@ def value_divergence(h: History) -> Finding | None:
     worthless = h.has("value/explained_variance") and float(np.nanmedian(recent)) < -1.0
     # Losses near zero, as before learning begins, are nothing to grow from.
     usual = float(np.median(loss[loss > 0])) if (loss > 0).any() else math.inf
-    value = np.abs(h.get("value/mean"))
-    grown = np.nanmax(value[-5:], initial=0.0) > 10 * max(np.nanmedian(value), 1e-3)
+    value = np.abs(h.smooth("value/mean"))
+    grown = value.size > 0 and value[-1] > 10 * max(float(np.median(value)), 1e-3)
     if not worthless and not (loss[-1] > 100 * usual and grown):
         return None
     rate = "--ppo.learning-rate" if h.algorithm == "--ppo" else "--sac.value-learning-rate or --sac.target-rate"
