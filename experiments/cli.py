@@ -167,7 +167,7 @@ def _what_next(env: Any, run_dir: Path, tensorboard: bool) -> list[str]:
         programs.append("report")
     # A population has a run for each member, and is none that acts itself.
     acting = next(iter(sorted(runs_inside(run_dir))), run_dir)
-    python, place = _python(), shlex.quote(str(acting))
+    python, place = interpreter(), shlex.quote(str(acting))
     lines = [f"{python} -m experiments.{program} {place}" for program in programs]
     if tensorboard:
         install = "" if importlib.util.find_spec("tensorboard") else f"{python} -m pip install tensorboard && "
@@ -193,7 +193,7 @@ def on_device_of(config: Any) -> Iterator[None]:
         yield
 
 
-def _python() -> str:
+def interpreter() -> str:
     """This interpreter, as it can be typed here: its path from the working directory if it is inside."""
     if not sys.executable:
         return "python"
@@ -207,7 +207,7 @@ def _python() -> str:
 def _program(main: Callable[..., Any]) -> str:
     """How to run the program whose function this is."""
     module, file = _origin(main)
-    return f"{_python()} -m {module}" if file is None else f"{_python()} {shlex.quote(str(file))}"
+    return f"{interpreter()} -m {module}" if file is None else f"{interpreter()} {shlex.quote(str(file))}"
 
 
 def _with_newest(program: str, argv: Sequence[str], error: HoldsRuns) -> str:

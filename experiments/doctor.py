@@ -9,8 +9,8 @@ from typing import Annotated, Any
 
 import tyro
 
-from experiments.cli import command
-from rlcore.doctor import Finding, diagnose
+from experiments.cli import command, interpreter
+from rlcore.doctor import MIN_ITERATIONS, Finding, diagnose
 from rlcore.errors import InputError
 from rlcore.metrics import METRICS_FILE, read_metrics
 from rlcore.run_directory import read_record
@@ -22,9 +22,9 @@ PICTURE = "doctor.png"
 class Config:
     """Read what a run has logged, while it trains or afterwards, and tell what is wrong with it.
 
-    For each finding: what is wrong, the numbers that show it, the likely cause, and what to change. The curves are in
-    doctor.png in the run's directory. Whether a policy knows one robot only shows in an evaluation on robots that
-    differ: python -m experiments.evaluate RUN --randomized.
+    For each finding: what is wrong, the numbers that show it, the likely cause, and what to change. If anything is
+    found, its curves are in doctor.png in the run's directory. Whether a policy knows one robot only shows in an
+    evaluation on robots that differ: python -m experiments.evaluate RUN --randomized.
 
     Example:
       python -m experiments.doctor runs/ppo_humanoid_velocity/20260101-120000-seed0
@@ -100,7 +100,9 @@ def main(config: Config) -> None:
     findings = diagnose(records, evaluation)
     last = records[-1]
     print(f"{config.run}: {last['iteration']} iterations, {last['env_steps'] / 1e6:.2f}M environment steps")
-    if not findings:
+    if last["iteration"] < MIN_ITERATIONS:
+        print(f"too early to tell: most is judged from iteration {MIN_ITERATIONS} on, some of it later")
+    elif not findings:
         print("nothing found wrong")
     for finding in findings:
         print(f"\n{finding.name}: {finding.what}")
@@ -110,7 +112,8 @@ def main(config: Config) -> None:
         if foreign := _foreign(finding.advice, record["config"]):
             print(f"            (this experiment has no {', '.join(foreign)}: change its task or its code instead)")
     if evaluation is None or evaluation.get("randomized") is None:
-        print("\nnot looked at: overfitting, which needs an evaluation with --randomized")
+        measure = f"{interpreter()} -m experiments.evaluate {config.run} --randomized"
+        print(f"\nnot looked at: overfitting, which needs an evaluation: {measure}")
     (config.run / PICTURE).unlink(missing_ok=True)
     if picture := draw(config.run, records, findings):
         print(f"\ncurves: {picture}")

@@ -81,6 +81,8 @@ def read_range(text: str) -> tuple[str, Between | OneOf]:
     ends, _, kind = rest.partition(" ")
     if not name or not rest:
         raise InputError(f"a range must be a name and LOW..HIGH or ONE|OTHER, got {text!r} (--space)")
+    if ".." not in ends and "|" not in rest:
+        raise InputError(f"a range must be a name and LOW..HIGH or ONE|OTHER, got {text!r} (--space)")
     if ".." not in ends:
         return name, OneOf(*(option.strip() for option in rest.split("|")))
     low, _, high = ends.partition("..")

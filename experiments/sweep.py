@@ -20,7 +20,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from experiments.cli import command, parse
+from experiments.cli import command, interpreter, parse
 from experiments.search_space import Space, flags, read_range
 from experiments.side_by_side import config_class, thread_flags
 from rlcore.errors import InputError
@@ -53,7 +53,8 @@ class Config:
     at_once: int = 1
     """How many train at the same time; each gets its share of the CPUs."""
     space: tuple[str, ...] = ()
-    """What to search in place of SEARCH: "NAME LOW..HIGH", "NAME LOW..HIGH log" or "NAME ONE|OTHER" each."""
+    """What to search in place of SEARCH, names as in the experiment's --help: "NAME LOW..HIGH", "NAME LOW..HIGH log" or
+    "NAME ONE|OTHER" each, such as "ppo.learning-rate 1e-4..1e-2 log"."""
     arguments: str = ""
     """Further arguments of all trials, after an equals sign: --arguments="--flag VALUE"."""
     iterations: int | None = None
@@ -429,9 +430,10 @@ def main(config: Config) -> None:
         raise SystemExit(130)
     done = [trial for trial in study.get_trials(deepcopy=False) if trial.state.name == "COMPLETE"]
     if not done:
-        raise SystemExit("error: no trial came to an end; see their logs in " + str(config.output))
+        raise SystemExit(f"error: no trial came to an end: see above, and the trials' logs, if any, in {config.output}")
     print(f"\nthe winner, trial {study.best_trial.number}, {study.best_value:.4g}:")
-    print(f"  python -m {config.experiment} {study.best_trial.user_attrs['arguments']}")
+    rest = f" --training.iterations {config.iterations}" if config.iterations else ""
+    print(f"  {interpreter()} -m {config.experiment} {study.best_trial.user_attrs['arguments']}{rest}")
     for path in _pictures(study, config.output):
         print(f"written {path}")
 

@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from experiments.cli import _python, load_run, restore_policy, run
+from experiments.cli import interpreter, load_run, restore_policy, run
 from rlcore.errors import InputError
 from tests.experiments import regression
 
@@ -100,9 +100,9 @@ def test_a_run_tells_what_can_be_done_next(command, tmp_path):
 def test_an_interpreter_inside_the_working_directory_is_named_from_there(tmp_path, monkeypatch, place, typed):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "executable", str(tmp_path / place))
-    assert _python() == typed
+    assert interpreter() == typed
     monkeypatch.setattr(sys, "executable", "/opt/python/bin/python3")
-    assert _python() == "/opt/python/bin/python3"
+    assert interpreter() == "/opt/python/bin/python3"
 
 
 @pytest.mark.parametrize("installed", [True, False])

@@ -26,6 +26,7 @@ def test_ranges_as_they_are_typed():
     ("text", "words"),
     [
         ("ppo.learning-rate", "a name and LOW..HIGH"),
+        ("x 1e-4-1e-2", "a name and LOW..HIGH"),
         ("x 2..1", "to a higher one, got 2..1"),
         ("x a..b", "from a number"),
         ("x 1..2 lin", "may come log, got 'lin'"),
