@@ -522,13 +522,13 @@ def make_ppo(
         )
         data = tree.map_leaves(lambda x: x.reshape(-1, *x.shape[2:]), data)
         moments = {g: moments_update(m, sample(g, trajectory.obs[g])) for g, m in state.observation_moments.items()}
-        seen = sample("policy", trajectory.obs["policy"])
         metrics = {
             "value/explained_variance": explained,
             "value/mean": v_tm1.mean(),
             "advantage/share": share,
         }
         if config.normalize_observations:
+            seen = sample("policy", trajectory.obs["policy"])
             metrics["observations/drift"] = drift(state.observation_moments["policy"], seen)
         metrics |= trajectory_metrics(trajectory, env, bounds)
         return data, moments, value_moments, metrics

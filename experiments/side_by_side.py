@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import tyro
 
@@ -108,10 +108,17 @@ def start(config: Config, setting: Setting, flags: Sequence[str], threads: int) 
     given = {argument.partition("=")[0].replace("_", "-") for argument in setting.arguments}
     for flag in flags:
         line += [] if flag in given else [flag, str(threads)]
+    return launch(line, config.output / f"{setting.name}.log", "wb")
+
+
+def launch(line: Sequence[str], log: Path, mode: Literal["ab", "wb"]) -> "subprocess.Popen[bytes]":
+    """Begin a training as a process that prints to a file, opened in this mode.
+
+    It is in a session of its own: Ctrl-C reaches it once, from here, as at a second signal it would leave unsaved.
+    """
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-    with (config.output / f"{setting.name}.log").open("wb") as log:
-        # In a session of its own: Ctrl-C reaches it once, from here, as at a second signal it would leave unsaved.
-        return subprocess.Popen(line, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True)
+    with log.open(mode) as file:
+        return subprocess.Popen(line, stdout=file, stderr=subprocess.STDOUT, env=environment, start_new_session=True)
 
 
 def config_class(experiment: str) -> Any:

@@ -22,7 +22,7 @@ import tyro
 
 from experiments.cli import command, interpreter, parse
 from experiments.search_space import Space, flags, read_range
-from experiments.side_by_side import config_class, thread_flags
+from experiments.side_by_side import config_class, launch, thread_flags
 from rlcore.errors import InputError
 from rlcore.metrics import METRICS_FILE, read_metrics
 from rlcore.run_directory import CHECKPOINTS
@@ -121,6 +121,7 @@ class _Trial:
         self.limited = own.training.time_limit is not None
         self.score = config.score or own.training.best_metric
         self.run_dir = config.output / f"trial-{trial.number:03}"
+        self._log = config.output / f"{self.run_dir.name}.log"
         self.pruned = False
         self.process: subprocess.Popen[bytes] | None = None
         self._told, self._size = 0, -1
@@ -131,13 +132,7 @@ class _Trial:
         trial.set_user_attr("arguments", shlex.join(arguments))
 
     def _start(self, arguments: list[str], threads: int) -> None:
-        line = self._line(arguments, threads)
-        with (self.config.output / f"{self.run_dir.name}.log").open("ab") as log:
-            # In a session of its own: Ctrl-C reaches it once, from here, as at a second signal it would leave unsaved.
-            environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-            self.process = subprocess.Popen(
-                line, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
-            )
+        self.process = launch(self._line(arguments, threads), self._log, "ab")
         self.trial.set_user_attr("pid", self.process.pid)
 
     def _line(self, arguments: list[str], threads: int) -> list[str]:
@@ -216,7 +211,7 @@ class _Trial:
 
     def error(self) -> str:
         """The last line of what it printed."""
-        lines = (self.config.output / f"{self.run_dir.name}.log").read_text(errors="replace").strip().splitlines()
+        lines = self._log.read_text(errors="replace").strip().splitlines()
         return lines[-1] if lines else "no output"
 
 

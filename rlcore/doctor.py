@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from rlcore.experiment import MUST_BE_FINITE
+
 MIN_ITERATIONS = 20  # before these a run is not judged
 
 _NEWEST = 1000  # records that are kept as they are
@@ -83,12 +85,16 @@ class History:
 
     def has(self, name: str) -> bool:
         """Whether the metric has enough values to be judged."""
-        return int(np.isfinite(self.get(name)).sum()) >= MIN_ITERATIONS // 2
+        return len(self.known(name)) >= MIN_ITERATIONS // 2
+
+    def known(self, name: str) -> NDArray[np.float64]:
+        """The metric's finite values: `[known]`."""
+        return self.get(name)[np.isfinite(self.get(name))]
 
     def smooth(self, name: str) -> NDArray[np.float64]:
         """The metric's known values as medians over a twentieth of the run, at least five: `[known]`."""
         if name not in self._smooth:
-            known = self.get(name)[np.isfinite(self.get(name))]
+            known = self.known(name)
             width = max(5, len(known) // 20)
             if len(known) >= width:
                 known = np.median(np.lib.stride_tricks.sliding_window_view(known, width), axis=-1)
@@ -180,7 +186,7 @@ def _noise(values: NDArray[np.float64]) -> float:
 def _flat(h: History) -> bool:
     """Whether a run has not learned anything since it began."""
     name = _progress(h)
-    known = h.get(name)[np.isfinite(h.get(name))]
+    known = h.known(name)
     # Where all episodes end together, many iterations repeat one value.
     if len(known) < 2 * MIN_ITERATIONS or not _learning_long(h) or len(np.unique(known)) < MIN_ITERATIONS // 2:
         return False
@@ -238,7 +244,7 @@ def policy_collapse(h: History) -> Finding | None:
     curve = h.smooth(name)
     peak = int(curve.argmax())
     gained, lost = curve[peak] - curve[: peak + 1].min(), curve[peak] - curve[-max(5, len(curve) // 10) :].max()
-    if lost <= max(0.5 * gained, 10 * _noise(h.get(name)[np.isfinite(h.get(name))])):
+    if lost <= max(0.5 * gained, 10 * _noise(h.known(name))):
         return None
     signs, cause = [], "not seen in divergence or entropy: look at the reward terms"
     if h.has("policy/std") and h.late("policy/std") < 0.2 * h.early("policy/std"):
@@ -261,7 +267,7 @@ def policy_collapse(h: History) -> Finding | None:
 
 def not_finite(h: History) -> Finding | None:
     """A loss or gradient that is no number any more, with which training ends."""
-    broken = [n for n, v in h.records[-1].items() if n.startswith(("loss/", "gradients/")) and v is None]
+    broken = [n for n, v in h.records[-1].items() if n.startswith(MUST_BE_FINITE) and v is None]
     if not broken:
         return None
     return Finding(
