@@ -27,7 +27,7 @@ from rlcore.experiment import MUST_BE_FINITE, Algorithm
 from rlcore.jit import jit
 from rlcore.networks import ACTIVATIONS, dead_units, mlp
 from rlcore.normalize import Moments, drift, moments_init, moments_update, normalize
-from rlcore.optim import AdamState, adam_init, adam_update, clip_by_global_norm, global_norm
+from rlcore.optim import AdamState, adam_init, adam_update, clip_by_global_norm
 from rlcore.randomize import each_robots
 from rlcore.replay import Replay, Sample, replay_add, replay_init, replay_sample
 from rlcore.rollout import RecentEpisodes, count_episodes, episode_metrics, no_episodes, trajectory_metrics, unroll
@@ -590,6 +590,8 @@ def _goal(
 
 
 def _clipped(grads: Any, config: SACConfig) -> tuple[Any, Tensor]:
-    if config.max_gradient_norm is None:
-        return grads, global_norm(grads)
-    return clip_by_global_norm(grads, config.max_gradient_norm)
+    if config.max_gradient_norm is not None:
+        return clip_by_global_norm(grads, config.max_gradient_norm)
+    # Only to be looked at: sums of squares in float32 will do.
+    norms = [torch.linalg.vector_norm(leaf) for leaf in tree.tree_leaves(grads)]
+    return grads, torch.linalg.vector_norm(torch.stack(norms))

@@ -46,6 +46,35 @@ def fuse(graph: Any) -> Any:
     return plan.rebuilt() if plan.levels else graph
 
 
+# --- an operation for kernels ---------------------------------------------------------------------------------
+
+
+@torch.library.custom_op("rlcore::square_root", mutates_args=())
+def square_root(x: Tensor) -> Tensor:
+    """The square root, rounded as IEEE 754 has it, which that of torch is not everywhere: so a kernel can compute it."""
+    if x.device.type != "cpu":
+        return x.contiguous().sqrt()
+    root = torch.empty_like(x, memory_format=torch.contiguous_format)
+    np.sqrt(x.detach().numpy(), out=root.numpy())
+    return root
+
+
+@square_root.register_fake
+def _(x: Tensor) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+@square_root.register_vmap
+def _(info: Any, in_dims: Any, x: Tensor) -> tuple[Tensor, int]:
+    return square_root(x), in_dims[0]
+
+
+square_root.register_autograd(
+    lambda ctx, grad: grad / (2.0 * ctx.saved_tensors[0]),
+    setup_context=lambda ctx, inputs, output: ctx.save_for_backward(output),
+)
+
+
 # --- what can be fused --------------------------------------------------------------------------------------
 
 
@@ -194,6 +223,17 @@ def _absolute(code: "_Code", kind: str, x: str) -> str:
 
 
 @_float_only
+def _square_root(code: "_Code", kind: str, x: str) -> str:
+    return code.let(f"call {kind} @llvm.sqrt.{'f64' if kind == 'double' else 'f32'}({kind} {x})")
+
+
+@_float_only
+def _threshold_backward(code: "_Code", kind: str, grad: str, x: str, threshold: str) -> str:
+    below = code.let(f"fcmp ole {kind} {x}, {threshold}")
+    return code.let(f"select i1 {below}, {kind} {code.number(0.0, kind)}, {kind} {grad}")
+
+
+@_float_only
 def _nan_to_num(code: "_Code", kind: str, x: str, nan: str, above: str, below: str) -> str:
     infinity = code.number(math.inf, kind), code.number(-math.inf, kind)
     for test, then in (
@@ -221,6 +261,9 @@ _ARITHMETIC: dict[Any, Callable[..., str]] = {
     _ATEN.reciprocal.default: _float_only(lambda code, kind, x: code.let(f"fdiv {kind} {code.number(1.0, kind)}, {x}")),
     _ATEN.neg.default: _float_only(lambda code, kind, x: code.let(f"fneg {kind} {x}")),
     _ATEN.abs.default: _absolute,
+    torch.ops.rlcore.square_root.default: _square_root,
+    _ATEN.relu.default: _float_only(lambda code, kind, x: _clamp(code, kind, x, code.number(0.0, kind))),
+    _ATEN.threshold_backward.default: _threshold_backward,
     _ATEN.clamp.default: _clamp,
     _ATEN.clamp_min.default: _clamp,
     _ATEN.clamp_max.default: _float_only(lambda code, kind, x, high: _clamp(code, kind, x, None, high)),
@@ -751,6 +794,8 @@ class Kernel:
             [
                 "declare double @llvm.fabs.f64(double)",
                 "declare float @llvm.fabs.f32(float)",
+                "declare double @llvm.sqrt.f64(double)",
+                "declare float @llvm.sqrt.f32(float)",
                 f"define internal void @body({parameters}) alwaysinline {{",
                 "entry:",
                 *self._code.entry,

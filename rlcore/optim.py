@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from rlcore.fusion import square_root
 from rlcore.tree import map_leaves, pytree, tree_flatten, tree_leaves, tree_unflatten
 
 Params = TypeVar("Params")
@@ -105,10 +106,10 @@ def adam_update(
     new_mu = [b1 * mu + (1.0 - b1) * g for g, mu in zip(others[0], others[1], strict=True)]
     new_nu = [b2 * nu + (1.0 - b2) * g * g for g, nu in zip(others[0], others[2], strict=True)]
     new_params = []
-    for p, mu, root in zip(leaves, new_mu, _roots(new_nu), strict=True):
+    for p, mu, nu in zip(leaves, new_mu, new_nu, strict=True):
         if keep is not None:
             p = p * (keep.to(p.dtype) if isinstance(keep, Tensor) else keep)
-        new_params.append(p - step_size.to(p.dtype) * (mu / (root + scaled_eps.to(p.dtype))))
+        new_params.append(p - step_size.to(p.dtype) * (mu / (square_root(nu) + scaled_eps.to(p.dtype))))
     moments = tree_unflatten(new_mu, structure), tree_unflatten(new_nu, structure)
     return tree_unflatten(new_params, structure), AdamState(step, *moments)
 
@@ -156,15 +157,6 @@ def clip_by_global_norm(grads: Params, max_norm: float | Float[Tensor, ""]) -> t
     scale = limit / torch.maximum(norm, limit)
     finite = norm.isfinite()
     return map_leaves(lambda g: torch.where(finite, g * scale.to(g.dtype), 0.0), grads), norm
-
-
-def _roots(leaves: list[Tensor]) -> list[Tensor]:
-    """The square root of each leaf; those of one dtype are taken in one call, since most of them are small."""
-    if len({leaf.dtype for leaf in leaves}) > 1:
-        return [leaf.sqrt() for leaf in leaves]
-    numbers = torch.cat([leaf.reshape(-1) for leaf in leaves]).sqrt()
-    parts = numbers.split([leaf.numel() for leaf in leaves])
-    return [part.reshape(leaf.shape) for part, leaf in zip(parts, leaves, strict=True)]
 
 
 def _leaves(name: str, tree: Any) -> list[Tensor]:

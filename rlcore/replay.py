@@ -11,6 +11,7 @@ buffer after are as a pure function would have them, as long as the one before i
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from rlcore import random
 from rlcore.errors import InputError
+from rlcore.jit import DIRECT, HOST, jit
 from rlcore.tree import pytree, replace, static
 
 _GOING, _TERMINATED, _TRUNCATED = range(3)
@@ -183,35 +185,76 @@ def replay_sample(replay: Replay, key: random.Key, size: int, discount: float | 
     """
     if not 1 <= n < replay.capacity:
         raise InputError(f"n must be at least 1 and below the capacity of {replay.capacity} steps, got {n}")
+    return _drawn(replay, key, size, discount, n)
+
+
+@jit
+def _drawn(replay: Replay, key: random.Key, size: int, discount: float | Tensor, n: int) -> Sample:
     slots, num_envs = replay.reward.shape
     shown = replay.num_steps.clamp(max=replay.capacity)
     choices = torch.stack([(shown - n).clamp(min=1), torch.full_like(shown, num_envs)])
     chosen, robot = random.randint(key, (2, size), 0, choices.unsqueeze(-1)).unbind(0)
     first = replay.num_steps - shown + chosen
 
-    def at(x: Tensor, step: Tensor) -> Tensor:
-        return x.flatten(0, 1).index_select(0, (step % slots) * num_envs + robot)
+    def at(step: Tensor, *stored: Tensor) -> list[Tensor]:
+        return _rows_of(list(stored), (step % slots) * num_envs + robot)
 
+    groups = list(replay.obs)
+    a_tm1, *obs_tm1 = at(first, replay.action, *replay.obs.values())
     r_t = torch.zeros(size, device=first.device)
     discount_t = torch.ones_like(r_t)
     going = torch.ones_like(first, dtype=torch.bool)
     newest, how = first, torch.zeros_like(first)
     for k in range(n):
         step = first + k
-        ended = at(replay.ended, step)
-        r_t = r_t + torch.where(going, discount_t * at(replay.reward, step), 0.0)
+        ended, reward = at(step, replay.ended, replay.reward)
+        ended = ended.to(torch.int64)
+        r_t = r_t + torch.where(going, discount_t * reward, 0.0)
         newest, how = torch.where(going, step, newest), torch.where(going, ended, how)
         discount_t = torch.where(going, discount_t * discount * (ended != _TERMINATED), discount_t)
         going = going & (ended == _GOING)
     cut = (how == _TRUNCATED).unsqueeze(-1)
-    last = at(replay.last, newest) * num_envs + robot
+    (last,) = at(newest, replay.last)
+    last_obs = _rows_of(list(replay.last_obs.values()), last * num_envs + robot)
+    next_obs = at(newest + 1, *replay.obs.values())
     return Sample(
-        obs_tm1={group: at(x, first) for group, x in replay.obs.items()},
-        a_tm1=at(replay.action, first),
+        obs_tm1=dict(zip(groups, obs_tm1, strict=True)),
+        a_tm1=a_tm1,
         r_t=r_t,
         discount_t=discount_t,
-        obs_t={
-            group: torch.where(cut, replay.last_obs[group].flatten(0, 1).index_select(0, last), at(x, newest + 1))
-            for group, x in replay.obs.items()
-        },
+        obs_t={g: torch.where(cut, a, b) for g, a, b in zip(groups, last_obs, next_obs, strict=True)},
     )
+
+
+def _select(stored: list[Tensor], index: Tensor) -> list[Tensor]:
+    """Rows `index` `[N]` of tensors `[slots, B, ...]`, counted through both axes: `[N, ...]` each."""
+    return [x.flatten(0, 1).index_select(0, index) for x in stored]
+
+
+# One operation for a recording: on a GPU its sources, the buffer, must not be copied to where a CUDA graph reads.
+_rows_of = torch.library.custom_op("rlcore::replay_rows", _select, mutates_args=())
+HOST[torch.ops.rlcore.replay_rows.default] = _select
+DIRECT[torch.ops.rlcore.replay_rows.default] = _select
+
+
+@_rows_of.register_fake
+def _(stored: list[Tensor], index: Tensor) -> list[Tensor]:
+    return [x.new_empty(*index.shape, *x.shape[2:]) for x in stored]
+
+
+@_rows_of.register_vmap
+def _(info: Any, in_dims: Any, stored: list[Tensor], index: Tensor) -> tuple[list[Tensor], list[int]]:
+    """Members' rows behind one another: a buffer each, or one for all."""
+    dims, index_dim = in_dims
+    members = torch.arange(info.batch_size, device=index.device).unsqueeze(-1)
+    index = index.movedim(index_dim, 0) if index_dim is not None else index.expand(info.batch_size, *index.shape)
+    rows = []
+    for x, dim in zip(stored, dims, strict=True):
+        if dim is None:
+            (found,) = _rows_of([x], index.flatten())
+        else:
+            x = x.movedim(dim, 0)
+            slots, robots = x.shape[1:3]
+            (found,) = _rows_of([x.flatten(0, 1)], (index + members * slots * robots).flatten())
+        rows.append(found.unflatten(0, index.shape))
+    return rows, [0] * len(rows)
