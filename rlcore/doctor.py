@@ -197,7 +197,11 @@ def _flat(h: History) -> bool:
 def _learning_long(h: History) -> bool:
     """Whether there was time to learn: an off-policy learner takes a few steps for each gradient, and so hundreds of
     iterations, of which the first only fill its buffer."""
-    return h.iterations >= 2 * MIN_ITERATIONS * (1 if h.algorithm == "--ppo" else 10)
+    if h.algorithm == "--ppo":
+        return h.iterations >= 2 * MIN_ITERATIONS
+    # The first policy of critics that know nothing yet is often worse than chance.
+    learned = len(h.known("policy/entropy"))
+    return learned >= max(20 * MIN_ITERATIONS, 4 * (h.iterations - learned))
 
 
 def _positive_terms(h: History) -> dict[str, tuple[float, float]]:
@@ -239,7 +243,7 @@ def policy_collapse(h: History) -> Finding | None:
                 since,
             )
     name = _progress(h)
-    if not h.has(name):
+    if not h.has(name) or not _learning_long(h):
         return None
     curve = h.smooth(name)
     peak = int(curve.argmax())

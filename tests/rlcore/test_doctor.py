@@ -144,12 +144,24 @@ def test_a_return_that_never_moved_is_not_one_that_is_as_good_as_it_gets():
 
 
 def test_sac_gets_advice_with_its_own_flags():
-    columns = {"episode__return": FLAT, "policy__std": np.full(ITERATIONS, 0.03)}
+    columns = {"episode__return": FLAT, "policy__std": np.full(ITERATIONS, 0.03), "policy__entropy": FLAT}
     lines = [{k: v for k, v in r.items() if k not in ("policy/kl", "policy/clip_fraction")} for r in records(**columns)]
     assert diagnose(lines) == []  # off-policy, a hundred iterations are few
     later = [{**record, "iteration": i + 1} for i, record in enumerate(5 * lines)]
     (found,) = diagnose(later)
     assert "--sac.initial-entropy-coefficient" in found.advice
+
+
+def test_a_dip_of_the_first_policy_that_critics_without_knowledge_make_is_no_collapse():
+    ends = np.concatenate([np.linspace(1.0, 3.0, 150), np.full(150, 0.1)])
+    lines = [
+        {**records()[i % ITERATIONS], "iteration": i + 1, "episode/return": ends[i], "policy/entropy": entropy}
+        for i, entropy in enumerate([None] * 150 + [-1.0] * 150)
+    ]
+    off_policy = [{k: v for k, v in r.items() if k not in ("policy/kl", "policy/clip_fraction")} for r in lines]
+    assert "policy collapse" not in [finding.name for finding in diagnose(off_policy)]
+    later = [*off_policy, *({**off_policy[-1], "iteration": 301 + i} for i in range(600))]
+    assert "policy collapse" in [finding.name for finding in diagnose(later)]
 
 
 def test_a_watch_tells_once_and_not_again_after_a_resume():
