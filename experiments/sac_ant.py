@@ -11,6 +11,8 @@ from experiments.search_space import SAC_SEARCH
 from rlcore.env import auto_reset
 from rlcore.experiment import Experiment, TrainingConfig
 from rlcore.physics.engines import Physics
+from tasks.ant import make_ant
+from tasks.running import CONTROL_DT
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,8 @@ class Config(GymConfig):
             num_updates=16,
             replay_steps=20_000,
             prefill=5_000,
+            value_learning_rate=1e-3,
+            target_rate=0.01,
             layer_norm=True,
         )
     )

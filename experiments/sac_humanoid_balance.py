@@ -36,12 +36,20 @@ class Config:
             num_steps=4,
             num_updates=16,
             batch_size=512,
-            discount=0.98,
-            initial_entropy_coefficient=0.01,
+            replay_steps=14_000,
+            prefill=8192,
+            discount=0.97,
+            target_rate=0.02,
+            initial_entropy_coefficient=0.001,
+            policy_delay=2,
+            atoms=101,
+            value_range=(-5.0, 5.0),
             layer_norm=True,
+            log_std_range=(-5.0, 0.0),
+            activation="silu",
         )
     )
-    training: TrainingConfig = field(default_factory=lambda: TrainingConfig(iterations=3400, checkpoint_every=200))
+    training: TrainingConfig = field(default_factory=lambda: TrainingConfig(iterations=3440, checkpoint_every=215))
 
 
 SEARCH = SAC_SEARCH
