@@ -32,7 +32,7 @@ from cattrs.strategies import configure_union_passthrough
 from rlcore import random
 from rlcore.errors import InputError
 from rlcore.experiment import Experiment
-from rlcore.run_directory import CHECKPOINTS, HoldsRuns, RunRecord, read_record, runs_inside
+from rlcore.run_directory import BEST, CHECKPOINTS, HoldsRuns, RunRecord, read_record
 from rlcore.training import TrainingFailed, train
 
 Build = Callable[[Any], Experiment]
@@ -149,6 +149,8 @@ def _run(config_class: type, build: Build, argv: list[str]) -> None:
                 render=experiment.render,
                 faults=experiment.faults,
             )
+            if experiment.summary is not None and (text := experiment.summary()):
+                print(text)
             if result.stopped == "iterations":
                 print("next:")
                 for line in _what_next(experiment.evaluation_env, result.run_dir, config.training.tensorboard):
@@ -166,7 +168,7 @@ def _what_next(env: Any, run_dir: Path, tensorboard: bool) -> list[str]:
     if env is not None and not lacking(env):
         programs.append("report")
     # A population has a run for each member, and is none that acts itself.
-    acting = next(iter(sorted(runs_inside(run_dir))), run_dir)
+    acting = run_dir / BEST if (run_dir / BEST).exists() else run_dir
     python, place = interpreter(), shlex.quote(str(acting))
     lines = [f"{python} -m experiments.{program} {place}" for program in programs]
     if tensorboard:

@@ -13,7 +13,7 @@ from experiments.cli import command, interpreter
 from rlcore.doctor import MIN_ITERATIONS, Finding, diagnose
 from rlcore.errors import InputError
 from rlcore.metrics import METRICS_FILE, read_metrics
-from rlcore.run_directory import read_record
+from rlcore.run_directory import read_record, runs_inside
 
 PICTURE = "doctor.png"
 
@@ -31,7 +31,7 @@ class Config:
     """
 
     run: Annotated[Path, tyro.conf.Positional]
-    """Directory of the run."""
+    """Directory of the run, or of a population, whose members are looked at one by one."""
 
 
 def evaluation_of(run_dir: Path) -> dict[str, Any] | None:
@@ -86,20 +86,35 @@ def _foreign(advice: str, settings: Mapping[str, Any]) -> list[str]:
 
 
 def main(config: Config) -> None:
-    """Print the findings, and draw them.
+    """Print the findings, and draw them; of a population, those of each member.
 
     Raises:
       InputError: if there is no such run, or it has logged nothing.
     """
-    record = read_record(config.run)
-    path = config.run / METRICS_FILE
+    members = [run for run in runs_inside(config.run) if run.parent == config.run]
+    if not members or not (config.run / METRICS_FILE).exists():
+        look(config.run)
+        return
+    for number, run in enumerate(sorted(members)):
+        print(end="\n" if number else "")
+        look(run)
+
+
+def look(run: Path) -> None:
+    """Print the findings of one run, and draw them.
+
+    Raises:
+      InputError: if there is no such run, or it has logged nothing.
+    """
+    record = read_record(run)
+    path = run / METRICS_FILE
     records = read_metrics(path) if path.exists() else []
     if not records:
-        raise InputError(f"{config.run} has logged nothing yet ({METRICS_FILE})")
-    evaluation = evaluation_of(config.run)
+        raise InputError(f"{run} has logged nothing yet ({METRICS_FILE})")
+    evaluation = evaluation_of(run)
     findings = diagnose(records, evaluation)
     last = records[-1]
-    print(f"{config.run}: {last['iteration']} iterations, {last['env_steps'] / 1e6:.2f}M environment steps")
+    print(f"{run}: {last['iteration']} iterations, {last['env_steps'] / 1e6:.2f}M environment steps")
     if last["iteration"] < MIN_ITERATIONS:
         print(f"too early to tell: most is judged from iteration {MIN_ITERATIONS} on, some of it later")
     elif not findings:
@@ -112,10 +127,10 @@ def main(config: Config) -> None:
         if foreign := _foreign(finding.advice, record["config"]):
             print(f"            (this experiment has no {', '.join(foreign)}: change its task or its code instead)")
     if evaluation is None or evaluation.get("randomized") is None:
-        measure = f"{interpreter()} -m experiments.evaluate {config.run} --randomized"
+        measure = f"{interpreter()} -m experiments.evaluate {run} --randomized"
         print(f"\nnot looked at: overfitting, which needs an evaluation: {measure}")
-    (config.run / PICTURE).unlink(missing_ok=True)
-    if picture := draw(config.run, records, findings):
+    (run / PICTURE).unlink(missing_ok=True)
+    if picture := draw(run, records, findings):
         print(f"\ncurves: {picture}")
 
 

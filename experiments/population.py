@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,7 @@ from rlcore.checkpoint import Checkpointer
 from rlcore.errors import InputError
 from rlcore.experiment import Algorithm, Experiment, TrainingConfig
 from rlcore.metrics import METRICS_FILE, MetricsFile, TensorBoard
-from rlcore.run_directory import CHECKPOINTS, RunRecord, write_record
+from rlcore.run_directory import BEST, CHECKPOINTS, RunRecord, write_record
 
 # Settings that are numbers in a state, and not part of what is compiled for all members; of an algorithm's own
 # settings those that its state has as coefficients.
@@ -30,7 +31,7 @@ class Config:
     """Train members that differ in seed, coefficients of the algorithm, reward weights or randomization.
 
     Each member is the run that it would be alone, and has a directory of its own in that of the population, which
-    plays and evaluates like any other once training stops.
+    plays and evaluates like any other once training stops; so does `best`, a link to the one with the highest score.
 
     Example:
       python -m experiments.population experiments.ppo_cartpole --training.run-dir runs/rates --seeds 4
@@ -101,12 +102,29 @@ def _differences(one: Mapping[str, Any], other: Mapping[str, Any], prefix: str =
             yield f"{prefix}{key}"
 
 
+def _given(made: list[tuple[str, Any]], shown: set[str]) -> list[list[str]]:
+    """What members were given that differs, but for what is shown already, as `NAME VALUE` for each."""
+    texts = [to_json(own) for _, own in made]
+    paths = {path for other in texts[1:] for path in _differences(texts[0], other)}
+    found = []
+    for text in texts:
+        values = []
+        for path in sorted(path for path in paths if path.rpartition(".")[2] not in shown):
+            value: Any = text
+            for part in path.split("."):
+                value = value.get(part) if isinstance(value, Mapping) else None
+            values.append(f"{path} {value}")
+        found.append(values)
+    return found
+
+
 class _Members:
     """What members leave in their directories: config.json, metrics, TensorBoard, and a checkpoint at the end."""
 
     def __init__(self, config: Config, made: list[tuple[str, Any]]) -> None:
         self.config, self.made = config, made
         self.state: PopulationState | None = None
+        self._newest: dict[str, list[float]] = {}
         self._files: list[tuple[MetricsFile, TensorBoard | None]] = []
 
     def directory(self, name: str) -> Path:
@@ -135,7 +153,33 @@ class _Members:
             file.write(iteration, steps[i], own)
             if board is not None:
                 board.write(iteration, own)
-        self.state = state
+        self.state, self._newest = state, columns
+
+    def summary(self) -> str:
+        """The members, the best first, with what they differ in; the best one's directory is linked as `best`."""
+        if self.state is None:
+            return ""
+        scores = self._newest[self.config.score]
+        order = sorted(range(len(scores)), key=lambda i: (math.isnan(scores[i]), -scores[i]))
+        # Coefficients as they are now, which population-based training may have changed.
+        now = {
+            name: values
+            for name, values in self._newest.items()
+            if name.startswith("population/") and name != "population/stuck" and len(set(values)) > 1
+        }
+        given = _given(self.made, {name.removeprefix("population/") for name in now})
+        names = [name for name, _ in self.made]
+        width = max(map(len, names))
+        lines = [f"members, by {self.config.score}:"]
+        for i in order:
+            values = [f"{name.removeprefix('population/')} {x[i]:.3g}" for name, x in now.items()] + given[i]
+            stuck = "  stuck: its losses are no numbers" if self._newest["population/stuck"][i] else ""
+            lines.append(f"  {names[i]:<{width}}  {scores[i]:>10.4g}  {', '.join(values)}{stuck}".rstrip())
+        best = self.directory(names[order[0]])
+        link = best.parent / BEST
+        link.unlink(missing_ok=True)
+        link.symlink_to(best.name)
+        return "\n".join([*lines, f"  the best is also {link}"])
 
     def close(self) -> None:
         for file, board in self._files:
@@ -193,9 +237,8 @@ def build(config: Config) -> Experiment:
             closer()
 
     first = experiments[0]
-    return Experiment(
-        first.env, first.evaluation_env, Algorithm(init, update, act), None, first.faults, close, first.note
-    )
+    algorithm = Algorithm(init, update, act)
+    return Experiment(first.env, first.evaluation_env, algorithm, None, first.faults, close, first.note, files.summary)
 
 
 if __name__ == "__main__":

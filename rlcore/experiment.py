@@ -60,6 +60,8 @@ class Experiment(NamedTuple):
     """Frees what the experiment holds (engines, processes)."""
     note: Callable[[], str] | None = None
     """What a person should know before training begins, such as how much memory it takes; may raise InputError."""
+    summary: Callable[[], str] | None = None
+    """What a person should see when training has stopped, such as how a population's members did; may be empty."""
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ def fuse(graph: Any) -> Any:
 
 @torch.library.custom_op("rlcore::square_root", mutates_args=())
 def square_root(x: Tensor) -> Tensor:
-    """The square root, rounded as IEEE 754 has it, which that of torch is not everywhere: so a kernel can compute it."""
+    """The square root as IEEE 754 rounds it, which that of torch is not everywhere: so a kernel can compute it."""
     if x.device.type != "cpu":
         return x.contiguous().sqrt()
     root = torch.empty_like(x, memory_format=torch.contiguous_format)

@@ -223,11 +223,17 @@ def read_record(path: Path) -> dict[str, Any]:
     return content
 
 
+BEST = "best"
+"""In a population's directory, a link to the directory of its best member."""
+
+
 def runs_inside(path: Path) -> list[Path]:
-    """The runs in a folder and in the folders in it, the one that was begun last at the end."""
+    """The runs in a folder and in the folders in it, links left out, the one that was begun last at the end."""
     found = []
     for pattern in ("*", "*/*"):
         for file in path.glob(f"{pattern}/{CONFIG_FILE}"):
+            if file.parent.is_symlink():
+                continue
             with contextlib.suppress(InputError):
                 found.append((str(read_record(file.parent)["created"]), file.parent))
     return [run for _, run in sorted(found)]

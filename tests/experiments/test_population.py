@@ -1,8 +1,12 @@
 """Populations from the command line: what members may be, and what they leave behind."""
 
+import math
+
 import pytest
 
 from experiments.cli import load_run, restore_policy, run
+from experiments.doctor import Config as DoctorConfig
+from experiments.doctor import main as look
 from experiments.population import Config, build, settings
 from rlcore.errors import InputError
 from rlcore.experiment import TrainingConfig
@@ -30,7 +34,7 @@ def test_what_is_compiled_must_be_the_same(tmp_path, key):
 
 
 @pytest.mark.slow
-def test_members_are_runs_to_look_at_and_the_population_goes_on(tmp_path):
+def test_members_are_runs_to_look_at_and_the_population_goes_on(tmp_path, capsys):
     run_dir = tmp_path / "run"
     small = "--ppo.num-epochs 1 --ppo.num-minibatches 1 --ppo.policy-layers 8 --ppo.value-layers 8"
     members = [
@@ -41,6 +45,14 @@ def test_members_are_runs_to_look_at_and_the_population_goes_on(tmp_path):
     start = ["experiments.ppo_cartpole", "--members", *members, "--training.no-video", "--training.torch-threads", "1"]
     run(Config, build, [*start, "--training.iterations", "3", "--training.run-dir", str(run_dir)])
     run(Config, build, [*start, "--training.iterations", "5", "--training.resume", str(run_dir)])
+    told = capsys.readouterr().out
+    scores = {name: read_metrics(run_dir / name / METRICS_FILE)[-1]["episode/return"] for name in ("slow", "fast")}
+    best = max(scores, key=lambda name: -math.inf if scores[name] is None else scores[name])
+    assert (run_dir / "best").resolve() == (run_dir / best).resolve()
+    assert "learning_rate 1e-05" in told and f"experiments.play {run_dir / 'best'}" in told
+    look(DoctorConfig(run_dir))
+    told = capsys.readouterr().out
+    assert told.count("too early to tell") == 2 and str(run_dir / "slow") in told and str(run_dir / "best") not in told
     for name, rate in (("slow", 1e-5), ("fast", 1e-3)):
         records = read_metrics(run_dir / name / METRICS_FILE)
         assert [record["iteration"] for record in records] == [1, 2, 3, 4, 5]
