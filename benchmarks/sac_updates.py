@@ -95,7 +95,7 @@ def stable_baselines(env: Env, config: Config) -> Callable[[], None]:
 
     size, actions = env.spec.observation_size("policy"), env.spec.action_size
 
-    class Noise(gymnasium.Env[Any, Any]):  # type: ignore[misc]
+    class Noise(gymnasium.Env[Any, Any]):
         observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (size,), np.float32)
         action_space = gymnasium.spaces.Box(-1.0, 1.0, (actions,), np.float32)
 

@@ -1,6 +1,8 @@
 """Search for good settings of an experiment: learning rate, batch size, discount, entropy coefficient, or any other."""
 
 import csv
+import dataclasses
+import difflib
 import importlib
 import os
 import shlex
@@ -12,7 +14,7 @@ import sys
 import time
 import warnings
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +22,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from experiments.cli import command, interpreter, parse
+from experiments.cli import command, interpreter, parse, progress_line
 from experiments.search_space import Space, flags, read_range
 from experiments.side_by_side import config_class, launch, thread_flags
 from rlcore.errors import InputError
@@ -101,9 +103,20 @@ def search_space(config: Config) -> Space:
         value = own_class()
         for part in name.split("."):
             if not hasattr(value, part):
-                raise InputError(f"{config.experiment} has no setting {name} to search (--space)")
+                near = difflib.get_close_matches(name, _settings(own_class()), 3, 0.5)
+                meant = f"; did you mean {' or '.join(near)}?" if near else ""
+                raise InputError(f"{config.experiment} has no setting {name} to search{meant} (--space)")
             value = getattr(value, part)
     return space
+
+
+def _settings(config: Any, prefix: str = "") -> list[str]:
+    """The names of all settings, such as `ppo.learning_rate`."""
+    names = []
+    for field in dataclasses.fields(config):
+        value, name = getattr(config, field.name), f"{prefix}{field.name}"
+        names += _settings(value, f"{name}.") if dataclasses.is_dataclass(value) else [name]
+    return names
 
 
 class _Trial:
@@ -199,6 +212,12 @@ class _Trial:
             prune = self.config.prune and reached < self.iterations and bool(self.trial.should_prune())
         return prune
 
+    def progress(self) -> str:
+        """How far it is, in a few words."""
+        scores = self.scores()
+        newest = f" {self.score} {scores[-1][1]:.4g}" if scores else ""
+        return f"trial {self.trial.number}: {self.reached()}/{self.iterations}{newest}"
+
     def stop(self) -> None:
         """Let it save a checkpoint and end."""
         if self.process is not None:
@@ -222,7 +241,9 @@ def _study(config: Config) -> Any:
         raise InputError("a sweep needs Optuna: pip install -c constraints.txt -e '.[tune]'") from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     storage = config.storage or f"sqlite:///{(config.output / 'sweep.db').resolve()}"
-    iterations = config.iterations or config_class(config.experiment)().training.iterations
+    own_class = config_class(config.experiment)
+    fixed = parse(own_class, shlex.split(config.arguments), config.experiment)
+    iterations = config.iterations or fixed.training.iterations
     try:
         study = optuna.create_study(
             storage=storage,
@@ -269,8 +290,18 @@ def _words(pid: int) -> str:
         return ""
 
 
-def run_trials(config: Config, study: Any, space: Space, tell: Any) -> bool:
-    """Train until there are as many trials as were asked for; False if it was told to stop before."""
+def run_trials(
+    config: Config, study: Any, space: Space, tell: Callable[[str], None], progress: Callable[[str], None]
+) -> bool:
+    """Train until there are as many trials as were asked for; False if it was told to stop before.
+
+    Args:
+      config: the sweep.
+      study: Optuna's.
+      space: what is searched.
+      tell: takes a line when something has happened.
+      progress: takes what is going on now, many times a second.
+    """
     from optuna.trial import TrialState
 
     own_class = config_class(config.experiment)
@@ -317,6 +348,7 @@ def run_trials(config: Config, study: Any, space: Space, tell: Any) -> bool:
                 tell(f"trial {trial.number}: {shlex.join(arguments)}")
             if not running:
                 return not asked
+            progress("  ".join(one.progress() for one in running))
             time.sleep(0.3)
             for one in list(running):
                 if not one.pruned and not asked and one.look():
@@ -360,7 +392,8 @@ def table(study: Any, space: Space) -> list[dict[str, Any]]:
         value = trial.value if trial.state.name == "COMPLETE" else None
         last = max(trial.intermediate_values, default=None)
         score = value if value is not None else None if last is None else trial.intermediate_values[last]
-        row = {"trial": trial.number, "state": trial.state.name.lower(), "score": score}
+        state = "interrupted" if trial.state.name == "RUNNING" else trial.state.name.lower()
+        row = {"trial": trial.number, "state": state, "score": score}
         rows.append({**row, **{name: trial.params.get(name) for name in space}})
     order = {"complete": 0, "pruned": 1}
     return sorted(rows, key=lambda r: (order.get(r["state"], 2), -(r["score"] if r["score"] is not None else -1e300)))
@@ -412,7 +445,13 @@ def main(config: Config) -> None:
     space = search_space(config)
     config.output.mkdir(parents=True, exist_ok=True)
     study = _study(config)
-    whole = run_trials(config, study, space, lambda text: print(text, flush=True))
+    with progress_line() as progress:
+
+        def tell(text: str) -> None:
+            progress("")
+            print(text, flush=True)
+
+        whole = run_trials(config, study, space, tell, progress)
     rows = table(study, space)
     if rows:
         print("\n" + "\n".join(_lines(rows)))

@@ -160,7 +160,7 @@ class _Linear(torch.autograd.Function):
         ctx.save_for_forward(x, weight)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         stacked, grads = _stacked(weight, 2), _rows(grad, weight)
         of_x = torch.bmm(grads, stacked).reshape(x.shape) if ctx.needs_input_grad[0] else None
@@ -168,7 +168,7 @@ class _Linear(torch.autograd.Function):
         return of_x, of_weight, grads.sum(-2).reshape(weight.shape[:-1])
 
     @staticmethod
-    def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:  # type: ignore[override]
+    def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
         x, weight = ctx.saved_tensors
         of_x, of_weight, of_bias = tangents
         change = x.new_zeros(*x.shape[:-1], weight.shape[-2])
@@ -183,16 +183,13 @@ class _Linear(torch.autograd.Function):
         return change
 
     @staticmethod
-    def vmap(  # type: ignore[override]
-        info: Any, in_dims: tuple[int | None, ...], x: Tensor, weight: Tensor, bias: Tensor
-    ) -> tuple[Tensor, int]:
-        dims = [dim if dim is None else dim % t.ndim for dim, t in zip(in_dims, (x, weight, bias), strict=True)]
-        if dims[1] is None and dims[2] is None:  # one more axis of x, behind those of the networks
-            place = weight.ndim - 2
-            return _Linear.apply(x.movedim(dims[0], place), weight, bias), place
+    def vmap(info: Any, in_dims: tuple[int | None, ...], x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, int]:
+        if in_dims[0] is not None and in_dims[1] is None and in_dims[2] is None:
+            place = weight.ndim - 2  # one more axis of x, behind those of the networks
+            return _Linear.apply(x.movedim(in_dims[0], place), weight, bias), place
         mapped = [
             t.unsqueeze(0).expand(info.batch_size, *t.shape) if dim is None else t.movedim(dim, 0)
-            for t, dim in zip((x, weight, bias), dims, strict=True)
+            for t, dim in zip((x, weight, bias), in_dims, strict=True)
         ]
         return _Linear.apply(*mapped), 0
 

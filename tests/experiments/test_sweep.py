@@ -51,7 +51,7 @@ def test_what_is_searched_is_declared_beside_the_experiment_or_given(tmp_path):
     assert {"ppo.learning_rate", "ppo.num_minibatches", "ppo.discount", "ppo.entropy_coefficient"} == set(declared)
     given = search_space(Config("experiments.ppo_cartpole", tmp_path, space=("ppo.clip 0.1..0.3",)))
     assert given == {"ppo.clip": Between(0.1, 0.3)}
-    with pytest.raises(InputError, match=r"no setting ppo\.clap"):
+    with pytest.raises(InputError, match=r"no setting ppo\.clap to search; did you mean ppo\.clip"):
         search_space(Config("experiments.ppo_cartpole", tmp_path, space=("ppo.clap 0.1..0.3",)))
 
 

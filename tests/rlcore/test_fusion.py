@@ -9,7 +9,7 @@ import torch
 from torch.func import vmap
 
 from rlcore import random
-from rlcore.fusion import Kernel, fuse
+from rlcore.fusion import Kernel, fuse, square_root
 from rlcore.jit import jit
 
 SPECIAL = (
@@ -76,6 +76,10 @@ FLOATS = {
     "bounds": lambda x, y: (
         x.clamp(-1.0, 1.0), x.clamp(min=0.0), x.clamp(max=0.0), x.clamp(0.0, 0.0),
         torch.nan_to_num(x, 0.0, 0.0, 0.0), torch.nan_to_num(x, 1.0, 2.0, -3.0),
+    ),
+    "activations": lambda x, y: (
+        torch.relu(x), torch.relu(x) * y, torch.ops.aten.threshold_backward(x, y, 0),
+        square_root(x), square_root(x * x + y),
     ),
     "comparisons": lambda x, y: (x < y, x <= y, x > y, x >= y, x == y, x != y, x < 1.0, x != 0, x == math.inf),
     "choices": lambda x, y: (
@@ -167,6 +171,16 @@ def test_arguments_may_lie_in_any_way(rows):
         assert_bits(ours, fn(x, shared))
         # A result that torch lays out in another way than row after row is left to torch.
         assert sum(not isinstance(target, Kernel) for target in left) == others
+
+
+def test_square_roots_are_rounded_to_the_nearest_and_can_be_mapped_and_differentiated():
+    x = random.uniform(random.key(0), (1000,), 1e-30, 4.0).to(torch.float32)
+    exact = x.to(torch.float64).sqrt()  # wide enough that rounding it to float32 gives the nearest
+    assert torch.equal(square_root(x), exact.to(torch.float32))
+    rows = x.view(10, 100)
+    assert torch.equal(torch.vmap(square_root, in_dims=1, out_dims=1)(rows), square_root(rows))
+    y = x.to(torch.float64)[:20].clamp(min=0.1).requires_grad_()
+    assert torch.autograd.gradcheck(square_root, (y,))
 
 
 def test_what_has_no_exact_result_is_left_to_torch():

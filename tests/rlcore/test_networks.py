@@ -9,7 +9,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from rlcore import random
 from rlcore.errors import InputError
-from rlcore.networks import ACTIVATIONS, dead_units, mlp, orthogonal
+from rlcore.networks import ACTIVATIONS, dead_units, linear, mlp, orthogonal
 from rlcore.tree import index, map_leaves, named_leaves, tree_leaves
 
 _erf = np.vectorize(math.erf)
@@ -198,6 +198,70 @@ def test_gradient_of_a_population_equals_loop():
     for i in range(3):
         for a, b in zip(tree_leaves(index(mapped, i)), tree_leaves(loss(index(params, i))), strict=True):
             torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("dims", [(None, 0, 0), (0, 0, 0), (1, 1, 1), (0, None, None), (0, 0, None), (None, 0, None)])
+@pytest.mark.parametrize("batch", [(), (5,), (2, 5)])
+def test_layers_side_by_side_equal_a_loop_in_value_gradient_and_tangent(dims, batch):
+    keys = iter(random.split(random.key(20), 9))
+    sizes = [(*batch, 3), (4, 3), (4,)]
+    if dims[0] == 1 and not batch:
+        pytest.skip("the axis of members is behind one of a batch")
+    given, tangents = [], []
+    for size, dim in zip(sizes, dims, strict=True):
+        shape = list(size)
+        if dim is not None:
+            shape.insert(dim, 6)
+        given.append(random.normal(next(keys), tuple(shape), torch.float64))
+        tangents.append(random.normal(next(keys), tuple(shape), torch.float64))
+
+    def value(x, weight, bias):
+        return linear(x, weight, bias).sin().sum()
+
+    def at(tensors, i):
+        return [t if dim is None else t.select(dim, i) for t, dim in zip(tensors, dims, strict=True)]
+
+    def plain(x, weight, bias):
+        return torch.nn.functional.linear(x, weight, bias).sin().sum()
+
+    grads = torch.vmap(torch.func.grad(value, argnums=(0, 1, 2)), in_dims=dims)(*given)
+    _, change = torch.func.jvp(lambda *t: torch.vmap(value, in_dims=dims)(*t), tuple(given), tuple(tangents))
+    outputs = torch.vmap(linear, in_dims=dims)(*given)
+    for i in range(6):
+        own = at(given, i)
+        torch.testing.assert_close(outputs[i], torch.nn.functional.linear(*own))
+        expected = torch.func.grad(plain, argnums=(0, 1, 2))(*own)
+        for ours, theirs in zip(grads, expected, strict=True):
+            torch.testing.assert_close(ours[i], theirs)
+        moved = torch.func.jvp(plain, tuple(own), tuple(at(tangents, i)))[1]
+        torch.testing.assert_close(change[i], moved)
+
+
+def test_populations_of_stacked_networks_equal_loops():
+    network = mlp([3, 8, 1], "tanh")
+    params = torch.vmap(torch.vmap(network.init))(random.split(random.key(21), 6).reshape(2, 3, 2))
+    x = random.normal(random.key(22), (2, 5, 3))
+
+    def loss(critics, x):
+        return torch.vmap(network.apply, in_dims=(0, None))(critics, x).square().mean()
+
+    mapped = torch.vmap(torch.func.grad(loss))(params, x)
+    for i in range(2):
+        alone = torch.func.grad(loss)(index(params, i), x[i])
+        for a, b in zip(tree_leaves(index(mapped, i)), tree_leaves(alone), strict=True):
+            torch.testing.assert_close(a, b)
+
+
+def test_gradients_of_networks_side_by_side_lie_row_by_row():
+    weight, bias = torch.ones(2, 4, 3), torch.zeros(2, 4)
+    x = random.normal(random.key(23), (5, 3))
+
+    def loss(weight):
+        return torch.vmap(linear, in_dims=(None, 0, 0))(x, weight, bias).square().sum()
+
+    graph = make_fx(torch.func.grad(loss))(weight)
+    (output,) = (node for node in graph.graph.nodes if node.op == "output")
+    assert output.args[0].meta["val"].is_contiguous()
 
 
 def test_a_traced_graph_equals_the_network():
