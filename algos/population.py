@@ -33,15 +33,15 @@ class PBTConfig:
     """Settings of population-based training."""
 
     interval: int = 50
-    """Iterations between two comparisons of the members."""
+    """Iterations between two comparisons of the members; 0 for members that do not know of each other."""
     fraction: float = 0.25
     """Share of the members, the worst ones, that go on from as many of the best."""
     factor: float = 1.2
     """Their coefficients become this much larger or smaller (of discount and lambda, the distance from 1)."""
 
     def __post_init__(self) -> None:
-        if self.interval < 1:
-            raise InputError(f"interval must be at least 1, got {self.interval} (--pbt.interval)")
+        if self.interval < 0:
+            raise InputError(f"interval must be at least 0, got {self.interval} (--pbt.interval)")
         if not 0 < self.fraction <= 0.5:
             raise InputError(f"fraction must be more than 0 and at most 0.5, got {self.fraction} (--pbt.fraction)")
         if not 1 < self.factor < math.inf:
@@ -165,6 +165,8 @@ def make_population(
     if not algorithms:
         raise InputError("a population needs at least one member, got none")
     size = len(algorithms)
+    if pbt is not None and pbt.interval == 0:
+        pbt = None
     update_all = torch.func.vmap(algorithms[0].update)
     act_all: Callable[..., Any] = algorithms[0].act
 

@@ -3,7 +3,8 @@
 import dataclasses
 import importlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -48,8 +49,8 @@ class Config:
     """The first of these seeds."""
     physics: str = "mujoco"
     """What simulates, for all members: mujoco on CPUs, or warp on an NVIDIA GPU."""
-    pbt: PBTConfig | None = None
-    """If given, members that do badly go on from those that do well (population-based training)."""
+    pbt: PBTConfig = field(default_factory=lambda: PBTConfig(interval=0))
+    """Population-based training: with an interval, members that do badly go on from those that do well."""
     score: str = "episode/return"
     """The metric that members are compared by."""
     training: TrainingConfig = field(default_factory=TrainingConfig)
@@ -241,5 +242,24 @@ def build(config: Config) -> Experiment:
     return Experiment(first.env, first.evaluation_env, algorithm, None, first.faults, close, first.note, files.summary)
 
 
+def config_of(arguments: Sequence[str]) -> type[Config]:
+    """The configuration of a command line: how long to train and how often to save is the experiment's own by default.
+
+    A name that is no experiment is left to `build` to refuse.
+    """
+    for argument in arguments:
+        try:
+            own = config_class(argument)().training if argument.startswith("experiments.") else None
+        except InputError:
+            own = None
+        if own is not None:
+            made = dataclasses.make_dataclass(
+                "Config", [("training", TrainingConfig, own)], bases=(Config,), frozen=True
+            )
+            made.__doc__ = Config.__doc__
+            return made
+    return Config
+
+
 if __name__ == "__main__":
-    run(Config, build)
+    run(config_of(sys.argv[1:]), build)

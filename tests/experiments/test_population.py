@@ -4,10 +4,11 @@ import math
 
 import pytest
 
-from experiments.cli import load_run, restore_policy, run
+from experiments.cli import load_run, parse, restore_policy, run
 from experiments.doctor import Config as DoctorConfig
 from experiments.doctor import main as look
-from experiments.population import Config, build, settings
+from experiments.population import Config, build, config_of, settings
+from experiments.ppo_cartpole import Config as CartpoleConfig
 from rlcore.errors import InputError
 from rlcore.experiment import TrainingConfig
 from rlcore.metrics import METRICS_FILE, read_metrics
@@ -31,6 +32,14 @@ def test_what_is_compiled_must_be_the_same(tmp_path, key):
         population.algorithm.init(key())
     with pytest.raises(InputError, match="run_dir must be given"):
         build(Config("experiments.ppo_cartpole"))
+
+
+def test_training_is_as_long_as_that_of_the_experiment_unless_told():
+    own = CartpoleConfig().training
+    assert config_of(["experiments.ppo_cartpole"])("experiments.ppo_cartpole").training == own
+    assert config_of(["--seeds", "2", "experiments.nothing"]) is Config
+    made = parse(config_of(["experiments.ppo_cartpole"]), ["experiments.ppo_cartpole", "--seeds", "2"], "population")
+    assert isinstance(made, Config) and made.seeds == 2 and made.training.iterations == own.iterations
 
 
 @pytest.mark.slow

@@ -1,0 +1,121 @@
+"""How much faster learners train as one population than one after the other.
+
+The same learners, with the same seeds and from the same states, make the same number of updates in both ways. The two
+take turns, block by block in one process, and a ratio is that of two neighbouring blocks: a machine that slows down
+slows both. Starting processes, which eight runs do eight times, is not counted.
+"""
+
+import importlib
+import statistics
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import tyro
+
+from algos.population import make_population
+from benchmarks.report import RESULTS, header, machine_line, made
+from experiments.cli import parse
+from experiments.side_by_side import config_class
+from rlcore import random
+from rlcore.errors import InputError
+from rlcore.metrics import write_json
+
+# Updates before anything is timed: recordings are made, and robots are of all ages.
+_BURN_IN_UPDATES = 20
+
+
+@dataclass(frozen=True)
+class Config:
+    """Measure how much faster a population trains than its members one after the other, on CPUs.
+
+    Prints a line for each and writes population_EXPERIMENT.json. Nothing else should run on the machine meanwhile.
+    Arguments after -- go to the experiment.
+
+    Example:
+      python -m benchmarks.population --members 8 -- --ppo.num-envs 64
+    """
+
+    arguments: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    """Further arguments of the experiment, after --."""
+    experiment: str = "ppo_cartpole"
+    """The experiment: a module of experiments."""
+    members: int = 8
+    """How many learners."""
+    updates: int = 10
+    """Updates of each in a block."""
+    blocks: int = 7
+    """Blocks of each way, of which medians are taken."""
+    threads: int = 1
+    """Threads of torch."""
+    output_dir: Path = RESULTS
+    """Where the file goes."""
+
+    def __post_init__(self) -> None:
+        for name in ("members", "updates", "blocks", "threads"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1, got {getattr(self, name)} (--{name})")
+
+
+def measure(config: Config) -> dict[str, Any]:
+    """The figures: updates per second of all members together in both ways, and the ratio of neighbouring blocks."""
+    torch.set_num_threads(config.threads)
+    module = f"experiments.{config.experiment}"
+    own = parse(config_class(module), list(config.arguments), module)
+    algorithm = importlib.import_module(module).build(own).algorithm
+    population = make_population([algorithm] * config.members)
+    keys = [random.key(seed) for seed in range(config.members)]
+    state = population.init(torch.stack(keys))
+    states = [algorithm.init(key) for key in keys]
+
+    def together(updates: int) -> None:
+        nonlocal state
+        for _ in range(updates):
+            state, _ = population.update(state)
+
+    def alone(updates: int) -> None:
+        for i in range(config.members):
+            for _ in range(updates):
+                states[i], _ = algorithm.update(states[i])
+
+    ways = {"population": together, "one after the other": alone}
+    speeds: dict[str, list[float]] = {name: [] for name in ways}
+    for way in ways.values():
+        way(_BURN_IN_UPDATES)
+    for _ in range(config.blocks):
+        for name, way in ways.items():
+            begin = time.perf_counter()
+            way(config.updates)
+            speeds[name].append(config.members * config.updates / (time.perf_counter() - begin))
+    ratios = [a / b for a, b in zip(*speeds.values(), strict=True)]
+    return {
+        **header("benchmarks.population"),
+        "experiment": config.experiment,
+        "arguments": list(config.arguments),
+        "members": config.members,
+        "threads": config.threads,
+        "updates_per_second": {name: {"median": statistics.median(x), "blocks": x} for name, x in speeds.items()},
+        "ratio": {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)},
+    }
+
+
+def main(config: Config) -> None:
+    """Measure, print and write."""
+    directory = made(config.output_dir)
+    figures = measure(config)
+    print(f"{machine_line(figures['machine'])}; threads {config.threads}")
+    for name, speed in figures["updates_per_second"].items():
+        print(f"  {name:<20} {speed['median']:>8.2f} updates per second of {config.members} members together")
+    ratio = figures["ratio"]
+    print(f"  ratio of neighbouring blocks: {ratio['median']:.2f} ({ratio['min']:.2f} to {ratio['max']:.2f})")
+    path = directory / f"population_{config.experiment}.json"
+    write_json(path, figures)
+    print(f"  written: {path}")
+
+
+if __name__ == "__main__":
+    from experiments.cli import command
+
+    command(Config, main)

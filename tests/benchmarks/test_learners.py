@@ -1,0 +1,83 @@
+"""The benchmarks of learners: what they measure is what they say."""
+
+import json
+import sys
+
+import pytest
+import torch
+
+from benchmarks import population, sac_updates
+from rlcore import random
+from rlcore.env import auto_reset, scale_actions
+from rlcore.errors import InputError
+from tasks.humanoid.balance import make_humanoid_balance
+
+TINY = (
+    *("--ppo.num-envs", "4", "--ppo.num-steps", "4", "--ppo.num-minibatches", "1", "--ppo.num-epochs", "1"),
+    *("--ppo.policy-layers", "8", "--ppo.value-layers", "8", "--num-threads", "1"),
+)
+
+
+@pytest.fixture(autouse=True)
+def threads_as_before():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def test_both_ways_of_training_make_the_same_updates(tmp_path, monkeypatch, capsys):
+    calls = {"population": 0, "alone": 0}
+    make = population.make_population
+
+    def counted(algorithms):
+        whole = make(algorithms)
+
+        def update(state):
+            calls["population"] += 1
+            return whole.update(state)
+
+        return whole._replace(update=update)
+
+    monkeypatch.setattr(population, "make_population", counted)
+    population.main(population.Config(TINY, members=3, updates=2, blocks=2, output_dir=tmp_path))
+    assert calls["population"] == population._BURN_IN_UPDATES + 4
+    figures = json.loads((tmp_path / "population_ppo_cartpole.json").read_text())
+    speeds = [way["blocks"] for way in figures["updates_per_second"].values()]
+    ratios = sorted(a / b for a, b in zip(*speeds, strict=True))
+    assert figures["ratio"]["median"] == pytest.approx(sum(ratios) / 2) and len(ratios) == 2
+    assert "of 3 members together" in capsys.readouterr().out
+
+
+def test_a_block_of_ours_makes_its_gradient_steps():
+    env = auto_reset(scale_actions(make_humanoid_balance(1)))
+    config = sac_updates.Config(updates=3, batch_size=8, layers=(8,))
+    states = []
+    made = sac_updates.make_sac
+
+    def remembered(env, settings):
+        algorithm = made(env, settings)
+
+        def update(state):
+            new, metrics = algorithm.update(state)
+            states.append(new)
+            return new, metrics
+
+        return algorithm._replace(update=update)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sac_updates, "make_sac", remembered)
+        block = sac_updates.ours(env, config)
+        before = int(states[-1].critic_optimizer.step)
+        block()
+    assert int(states[-1].critic_optimizer.step) - before == 3
+    assert int(states[-1].policy_optimizer.step) - before == 3
+    assert not random.key(0).equal(states[-1].key)
+
+
+def test_mistakes_are_told_before_work_starts(monkeypatch):
+    for config, name in ((sac_updates.Config, "batch_size"), (population.Config, "members")):
+        with pytest.raises(InputError, match=f"{name} must be at least 1, got 0"):
+            config(**{name: 0})
+    monkeypatch.setitem(sys.modules, "stable_baselines3", None)
+    with pytest.raises(InputError, match="EXTRAS=dev,peers"):
+        sac_updates.main(sac_updates.Config())
