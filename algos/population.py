@@ -160,13 +160,18 @@ def make_population(
       score: the metric that members are compared by.
 
     Raises:
-      InputError: if there are no members, two whose states differ in more than in numbers, or no such metric.
+      InputError: if there are no members, or fewer than population-based training can replace one of. What the
+        functions raise: `init`, if two states differ in more than in numbers; `update`, if there is no such metric.
     """
     if not algorithms:
         raise InputError("a population needs at least one member, got none")
     size = len(algorithms)
     if pbt is not None and pbt.interval == 0:
         pbt = None
+    if pbt is not None and int(pbt.fraction * size) == 0:
+        raise InputError(
+            f"fraction must be at least one of {size} members, got {pbt.fraction} (--pbt.fraction, --pbt.interval 0)"
+        )
     update_all = torch.func.vmap(algorithms[0].update)
     act_all: Callable[..., Any] = algorithms[0].act
 
@@ -184,14 +189,14 @@ def make_population(
         members, metrics = update_all(state.members)
         finite = [*tree_leaves(members.params), *(x for name, x in metrics.items() if name.startswith(MUST_BE_FINITE))]
         sound = torch.stack([x.reshape(size, -1).isfinite().all(-1) for x in finite]).all(0)
-        members = tree.where(sound, members, state.members)
+        members = tree.map_leaves(lambda new, old: _where(sound, new, old), members, state.members)
         metrics = {**metrics, "population/stuck": (~sound).to(torch.float32)}
         iteration, key, parents = state.iteration + 1, state.key, torch.arange(size)
-        if pbt is not None and score not in metrics:
+        if score not in metrics:
             raise InputError(f"score must be one of {', '.join(metrics)}, got {score!r}")
         if pbt is not None and int(iteration) % pbt.interval == 0:
             key, draw = random.split(key).unbind(0)
-            members, parents = exploit(draw, members, metrics[score], pbt)
+            members, parents = exploit(draw, members, torch.where(sound, metrics[score], math.nan), pbt)
         logged = {**metrics, **{f"population/{name}": value for name, value in members.coefficients.items()}}
         return PopulationState(members, parents, key, iteration, members.env_steps.sum()), logged
 
@@ -201,6 +206,13 @@ def make_population(
         return torch.func.vmap(act_all)(state.members, obs, random.split(key, size))
 
     return Population(init, update, act)
+
+
+def _where(sound: Tensor, new: Tensor, old: Tensor) -> Tensor:
+    """`new` of the members that are sound, `old` of others; memory that both share, as a replay buffer's, as it is."""
+    if new.data_ptr() == old.data_ptr() and new.shape == old.shape and new.stride() == old.stride():
+        return new
+    return tree.where(sound, new, old)
 
 
 def member(state: PopulationState, i: int) -> Any:

@@ -17,7 +17,7 @@ import torch
 
 from algos.sac import SACConfig, make_sac
 from benchmarks.report import RESULTS, header, machine_line, made
-from rlcore import random
+from rlcore import random, tree
 from rlcore.env import Env, auto_reset, scale_actions
 from rlcore.errors import InputError
 from rlcore.metrics import write_json
@@ -26,6 +26,8 @@ from tasks.humanoid.balance import make_humanoid_balance
 
 # Our update is recorded, and on a GPU captured after two calls more, before it is timed.
 _BURN_IN_UPDATES = 4
+# Steps of experience in the buffers, and the robots whose they are on our side.
+_STORED, _ROBOTS = 80_000, 8
 
 
 @dataclass(frozen=True)
@@ -65,18 +67,24 @@ class Config:
 def ours(env: Env, config: Config) -> Callable[[], None]:
     """A function that makes a block's gradient steps on a buffer with experience in it."""
     settings = SACConfig(
-        num_envs=8,
+        num_envs=_ROBOTS,
         num_steps=1,
         num_updates=config.updates,
         batch_size=config.batch_size,
         prefill=16,
-        replay_steps=1000,
+        replay_steps=_STORED // _ROBOTS,
         normalize_observations=False,
         policy_layers=config.layers,
         value_layers=config.layers,
     )
     algorithm = make_sac(env, settings)
     state = algorithm.init(random.key(0))
+    full = {
+        name: tree.map_leaves(lambda x: torch.rand_like(x) - 0.5, getattr(state.replay, name))
+        for name in ("obs", "action", "reward")
+    }
+    steps = torch.tensor(settings.replay_steps)
+    state = tree.replace(state, replay=tree.replace(state.replay, **full, num_steps=steps))
 
     def block() -> None:
         nonlocal state
@@ -109,12 +117,12 @@ def stable_baselines(env: Env, config: Config) -> Callable[[], None]:
     agent = SAC(
         "MlpPolicy",
         Noise(),
-        learning_starts=1000,
-        buffer_size=8000,
+        learning_starts=_STORED,
+        buffer_size=_STORED,
         device=str(device_of(config.physics)),
         policy_kwargs={"net_arch": sizes},
     )
-    agent.learn(1000)
+    agent.learn(_STORED)
 
     def block() -> None:
         agent.train(gradient_steps=config.updates, batch_size=config.batch_size)

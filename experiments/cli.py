@@ -17,6 +17,7 @@ import io
 import math
 import os
 import shlex
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -100,7 +101,8 @@ def progress_line() -> Iterator[Callable[[str], None]]:
 
     def tell(text: str) -> None:
         if live:
-            print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+            width = shutil.get_terminal_size().columns - 1  # a line that is broken cannot be written over
+            print(f"\r\x1b[K{text[:width]}", end="", file=sys.stderr, flush=True)
 
     try:
         yield tell

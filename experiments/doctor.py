@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import tyro
 
 from experiments.cli import command, interpreter
-from rlcore.doctor import MIN_ITERATIONS, Finding, diagnose
+from rlcore.doctor import Finding, diagnose, learned_long
 from rlcore.errors import InputError
 from rlcore.metrics import METRICS_FILE, read_metrics
 from rlcore.run_directory import read_record, runs_inside
@@ -115,8 +115,8 @@ def look(run: Path) -> None:
     findings = diagnose(records, evaluation)
     last = records[-1]
     print(f"{run}: {last['iteration']} iterations, {last['env_steps'] / 1e6:.2f}M environment steps")
-    if last["iteration"] < MIN_ITERATIONS:
-        print(f"too early to tell: most is judged from iteration {MIN_ITERATIONS} on, some of it later")
+    if not learned_long(records):
+        print("too early to tell all: a policy is judged once it has learned for a while")
     elif not findings:
         print("nothing found wrong")
     for finding in findings:

@@ -20,11 +20,13 @@ from rlcore.checkpoint import Checkpointer
 from rlcore.errors import InputError
 from rlcore.experiment import Algorithm, Experiment, TrainingConfig
 from rlcore.metrics import METRICS_FILE, MetricsFile, TensorBoard
-from rlcore.run_directory import BEST, CHECKPOINTS, RunRecord, write_record
+from rlcore.run_directory import BEST, CHECKPOINTS, FAULTS, RunRecord, write_record
 
 # Settings that are numbers in a state, and not part of what is compiled for all members; of an algorithm's own
 # settings those that its state has as coefficients.
 _FREE = ("seed", "reward_weights", "randomization", "push_speed")
+# What a run has in its directory, where members have theirs.
+_TAKEN = (BEST, CHECKPOINTS, FAULTS, "tensorboard")
 
 
 @dataclass(frozen=True)
@@ -51,8 +53,8 @@ class Config:
     """What simulates, for all members: mujoco on CPUs, or warp on an NVIDIA GPU."""
     pbt: PBTConfig = field(default_factory=lambda: PBTConfig(interval=0))
     """Population-based training: with an interval, members that do badly go on from those that do well."""
-    score: str = "episode/return"
-    """The metric that members are compared by."""
+    score: str | None = None
+    """The metric that members are compared by; by default the one that the experiment ranks its checkpoints by."""
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
     def __post_init__(self) -> None:
@@ -64,13 +66,17 @@ def settings(config: Config) -> list[tuple[str, Any]]:
     """Name and configuration of each member.
 
     Raises:
-      InputError: for a line of another form, a name that comes twice, an experiment that is none, arguments that it
-        does not take, or members that differ in what is compiled.
+      InputError: for a line of another form, a name that comes twice or is that of a file of every run, an experiment
+        that is none, or arguments that it does not take.
     """
     own_class = config_class(config.experiment)
     made = []
     lines: list[Setting] = read_lines(config.members, "members")
     for line in lines:
+        if line.name.startswith(".") or "." in line.name or line.name in _TAKEN:
+            raise InputError(
+                f"a member cannot be named {line.name}: names have no dots and are none of {', '.join(_TAKEN)}"
+            )
         own = parse(own_class, line.arguments, config.experiment)
         if hasattr(own, "physics"):
             own = dataclasses.replace(own, physics=config.physics)
@@ -122,8 +128,8 @@ def _given(made: list[tuple[str, Any]], shown: set[str]) -> list[list[str]]:
 class _Members:
     """What members leave in their directories: config.json, metrics, TensorBoard, and a checkpoint at the end."""
 
-    def __init__(self, config: Config, made: list[tuple[str, Any]]) -> None:
-        self.config, self.made = config, made
+    def __init__(self, config: Config, made: list[tuple[str, Any]], score: str) -> None:
+        self.config, self.made, self.score = config, made, score
         self.state: PopulationState | None = None
         self._newest: dict[str, list[float]] = {}
         self._files: list[tuple[MetricsFile, TensorBoard | None]] = []
@@ -160,7 +166,8 @@ class _Members:
         """The members, the best first, with what they differ in; the best one's directory is linked as `best`."""
         if self.state is None:
             return ""
-        scores = self._newest[self.config.score]
+        stuck = self._newest["population/stuck"]
+        scores = [math.nan if x else score for x, score in zip(stuck, self._newest[self.score], strict=True)]
         order = sorted(range(len(scores)), key=lambda i: (math.isnan(scores[i]), -scores[i]))
         # Coefficients as they are now, which population-based training may have changed.
         now = {
@@ -169,17 +176,22 @@ class _Members:
             if name.startswith("population/") and name != "population/stuck" and len(set(values)) > 1
         }
         given = _given(self.made, {name.removeprefix("population/") for name in now})
+        if self.config.pbt.interval:  # of what a member was given it may have gone on with another's
+            given = [[] for _ in given]
         names = [name for name, _ in self.made]
         width = max(map(len, names))
-        lines = [f"members, by {self.config.score}:"]
+        lines = [f"members, by {self.score}:"]
         for i in order:
             values = [f"{name.removeprefix('population/')} {x[i]:.3g}" for name, x in now.items()] + given[i]
-            stuck = "  stuck: its losses are no numbers" if self._newest["population/stuck"][i] else ""
-            lines.append(f"  {names[i]:<{width}}  {scores[i]:>10.4g}  {', '.join(values)}{stuck}".rstrip())
+            why = "  stuck: its losses are no numbers" if stuck[i] else ""
+            lines.append(f"  {names[i]:<{width}}  {scores[i]:>10.4g}  {', '.join(values)}{why}".rstrip())
         best = self.directory(names[order[0]])
         link = best.parent / BEST
-        link.unlink(missing_ok=True)
-        link.symlink_to(best.name)
+        try:
+            link.unlink(missing_ok=True)
+            link.symlink_to(best.name)
+        except OSError as error:  # some file systems have no links
+            return "\n".join([*lines, f"  the best is {best} ({link} cannot be made: {error.strerror})"])
         return "\n".join([*lines, f"  the best is also {link}"])
 
     def close(self) -> None:
@@ -207,9 +219,10 @@ def build(config: Config) -> Experiment:
     made = settings(config)
     module = importlib.import_module(config.experiment)
     experiments = [module.build(own) for _, own in made]
-    population = make_population([experiment.algorithm for experiment in experiments], config.pbt, config.score)
+    score = config.score or made[0][1].training.best_metric
+    population = make_population([experiment.algorithm for experiment in experiments], config.pbt, score)
     keys = torch.stack([random.key(own.seed) for _, own in made])
-    files = _Members(config, made)
+    files = _Members(config, made, score)
 
     def init(key: torch.Tensor) -> PopulationState:
         state = population.init(keys)
@@ -224,7 +237,7 @@ def build(config: Config) -> Experiment:
         means = {name: torch.where(going, value.to(torch.float64), torch.nan) for name, value in metrics.items()}
         summary = {name: value.nanmean() for name, value in means.items()}
         summary["population/stuck"] = (~going).sum()
-        known = torch.where(metrics[config.score].isnan(), -torch.inf, metrics[config.score])
+        known = torch.where(metrics[score].isnan() | ~going, -torch.inf, metrics[score])
         best = known.max()
         summary["population/best"] = torch.where(best.isfinite(), best, torch.nan)
         return state, summary
@@ -238,8 +251,22 @@ def build(config: Config) -> Experiment:
             closer()
 
     first = experiments[0]
+
+    def note() -> str:
+        text = first.note() if first.note is not None else ""
+        return f"{text}; that of each of {len(made)} members"
+
     algorithm = Algorithm(init, update, act)
-    return Experiment(first.env, first.evaluation_env, algorithm, None, first.faults, close, first.note, files.summary)
+    return Experiment(
+        first.env,
+        first.evaluation_env,
+        algorithm,
+        None,
+        first.faults,
+        close,
+        note if first.note is not None else None,
+        files.summary,
+    )
 
 
 def config_of(arguments: Sequence[str]) -> type[Config]:
@@ -247,18 +274,14 @@ def config_of(arguments: Sequence[str]) -> type[Config]:
 
     A name that is no experiment is left to `build` to refuse.
     """
-    for argument in arguments:
-        try:
-            own = config_class(argument)().training if argument.startswith("experiments.") else None
-        except InputError:
-            own = None
-        if own is not None:
-            made = dataclasses.make_dataclass(
-                "Config", [("training", TrainingConfig, own)], bases=(Config,), frozen=True
-            )
-            made.__doc__ = Config.__doc__
-            return made
-    return Config
+    module = next((argument for argument in arguments if not argument.startswith("-")), "")
+    try:
+        own = config_class(module)().training
+    except (InputError, TypeError, AttributeError, ValueError):
+        return Config
+    made = dataclasses.make_dataclass("Config", [("training", TrainingConfig, own)], bases=(Config,), frozen=True)
+    made.__doc__ = Config.__doc__
+    return made
 
 
 if __name__ == "__main__":

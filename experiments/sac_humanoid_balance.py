@@ -35,7 +35,7 @@ class Config:
             num_envs=64,
             num_steps=4,
             num_updates=16,
-            batch_size=256,
+            batch_size=512,
             replay_steps=14_000,
             prefill=8192,
             discount=0.97,

@@ -392,7 +392,8 @@ def table(study: Any, space: Space) -> list[dict[str, Any]]:
         value = trial.value if trial.state.name == "COMPLETE" else None
         last = max(trial.intermediate_values, default=None)
         score = value if value is not None else None if last is None else trial.intermediate_values[last]
-        state = "interrupted" if trial.state.name == "RUNNING" else trial.state.name.lower()
+        here = trial.user_attrs.get("host") == socket.gethostname()
+        state = "interrupted" if here and trial.state.name == "RUNNING" else trial.state.name.lower()
         row = {"trial": trial.number, "state": state, "score": score}
         rows.append({**row, **{name: trial.params.get(name) for name in space}})
     order = {"complete": 0, "pruned": 1}

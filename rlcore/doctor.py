@@ -124,6 +124,11 @@ class History:
         return "--ppo.learning-rate" if self.algorithm == "--ppo" else "--sac.policy-learning-rate"
 
 
+def learned_long(records: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a run has learned for long enough that most rules judge it; see `diagnose` for its records."""
+    return bool(records) and _learning_long(History(records))
+
+
 def diagnose(records: Sequence[Mapping[str, Any]], evaluation: Mapping[str, Any] | None = None) -> list[Finding]:
     """Everything that is found wrong with a run, the gravest first.
 

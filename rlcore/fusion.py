@@ -51,8 +51,9 @@ def fuse(graph: Any) -> Any:
 
 @torch.library.custom_op("rlcore::square_root", mutates_args=())
 def square_root(x: Tensor) -> Tensor:
-    """The square root as IEEE 754 rounds it, which that of torch is not everywhere: so a kernel can compute it."""
-    if x.device.type != "cpu":
+    """The square root as IEEE 754 rounds it, in float32 and float64: that of torch is not everywhere, and so no kernel
+    could compute it. Other types have torch's."""
+    if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64):
         return x.contiguous().sqrt()
     root = torch.empty_like(x, memory_format=torch.contiguous_format)
     np.sqrt(x.detach().numpy(), out=root.numpy())

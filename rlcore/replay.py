@@ -10,6 +10,7 @@ buffer after are as a pure function would have them, as long as the one before i
 `replay_add`. Nothing here learns or acts.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -197,7 +198,7 @@ def _drawn(replay: Replay, key: random.Key, size: int, discount: float | Tensor,
     first = replay.num_steps - shown + chosen
 
     def at(step: Tensor, *stored: Tensor) -> list[Tensor]:
-        return _rows_of(list(stored), (step % slots) * num_envs + robot)
+        return _rows_of(list(stored), (step % slots) * num_envs + robot, 2)
 
     groups = list(replay.obs)
     a_tm1, *obs_tm1 = at(first, replay.action, *replay.obs.values())
@@ -215,7 +216,7 @@ def _drawn(replay: Replay, key: random.Key, size: int, discount: float | Tensor,
         going = going & (ended == _GOING)
     cut = (how == _TRUNCATED).unsqueeze(-1)
     (last,) = at(newest, replay.last)
-    last_obs = _rows_of(list(replay.last_obs.values()), last * num_envs + robot)
+    last_obs = _rows_of(list(replay.last_obs.values()), last * num_envs + robot, 2)
     next_obs = at(newest + 1, *replay.obs.values())
     return Sample(
         obs_tm1=dict(zip(groups, obs_tm1, strict=True)),
@@ -226,9 +227,9 @@ def _drawn(replay: Replay, key: random.Key, size: int, discount: float | Tensor,
     )
 
 
-def _select(stored: list[Tensor], index: Tensor) -> list[Tensor]:
-    """Rows `index` `[N]` of tensors `[slots, B, ...]`, counted through both axes: `[N, ...]` each."""
-    return [x.flatten(0, 1).index_select(0, index) for x in stored]
+def _select(stored: list[Tensor], index: Tensor, lead: int) -> list[Tensor]:
+    """Rows `index` `[N]` of tensors, counted through their `lead` first axes: `[N, ...]` each."""
+    return [x.flatten(0, lead - 1).index_select(0, index) for x in stored]
 
 
 # One operation for a recording: on a GPU its sources, the buffer, must not be copied to where a CUDA graph reads.
@@ -238,23 +239,23 @@ DIRECT[torch.ops.rlcore.replay_rows.default] = _select
 
 
 @_rows_of.register_fake
-def _(stored: list[Tensor], index: Tensor) -> list[Tensor]:
-    return [x.new_empty(*index.shape, *x.shape[2:]) for x in stored]
+def _(stored: list[Tensor], index: Tensor, lead: int) -> list[Tensor]:
+    return [x.new_empty(*index.shape, *x.shape[lead:]) for x in stored]
 
 
 @_rows_of.register_vmap
-def _(info: Any, in_dims: Any, stored: list[Tensor], index: Tensor) -> tuple[list[Tensor], list[int]]:
-    """Members' rows behind one another: a buffer each, or one for all."""
-    dims, index_dim = in_dims
+def _(info: Any, in_dims: Any, stored: list[Tensor], index: Tensor, lead: int) -> tuple[list[Tensor], list[int]]:
+    """Members' rows behind one another: a buffer each, or one for all. The buffers themselves are left as they are."""
+    dims, index_dim, _ = in_dims
     members = torch.arange(info.batch_size, device=index.device).unsqueeze(-1)
     index = index.movedim(index_dim, 0) if index_dim is not None else index.expand(info.batch_size, *index.shape)
     rows = []
     for x, dim in zip(stored, dims, strict=True):
         if dim is None:
-            (found,) = _rows_of([x], index.flatten())
+            (found,) = _rows_of([x], index.flatten(), lead)
         else:
-            x = x.movedim(dim, 0)
-            slots, robots = x.shape[1:3]
-            (found,) = _rows_of([x.flatten(0, 1)], (index + members * slots * robots).flatten())
+            x = x.movedim(dim, 0) if dim else x
+            own = index + members * math.prod(x.shape[1 : lead + 1])
+            (found,) = _rows_of([x], own.flatten(), lead + 1)
         rows.append(found.unflatten(0, index.shape))
     return rows, [0] * len(rows)

@@ -1,6 +1,7 @@
 """Populations: each member is the run it would be alone, and population-based training as a function."""
 
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -83,6 +84,32 @@ def test_coefficients_change_by_a_factor_where_they_change():
     assert sorted({round(x, 5) for x in new["discount"][changes].tolist()}) == [0.875, 0.92]
 
 
+def test_population_based_training_needs_members_to_replace():
+    with pytest.raises(InputError, match="at least one of 3 members"):
+        make_population([make_ppo(cartpole(), SMALL)] * 3, PBTConfig(interval=5))
+    with pytest.raises(InputError, match="interval must be at least 0"):
+        PBTConfig(interval=-1)
+    make_population([make_ppo(cartpole(), SMALL)] * 3, PBTConfig(interval=0))
+
+
+def test_a_member_that_is_stuck_is_the_worst_whatever_it_had():
+    good = make_ppo(cartpole(), SMALL)
+
+    def update(state):
+        state, metrics = good.update(state)
+        broken = state.coefficients["learning_rate"] > 1.0
+        score = torch.where(broken, 100.0, 1.0)
+        return state, {**metrics, "score": score, "loss/value": torch.where(broken, math.nan, metrics["loss/value"])}
+
+    population = make_population([good._replace(update=update)] * 4, PBTConfig(interval=1), "score")
+    state = population.init(random.split(random.key(0), 4))
+    rates = torch.tensor([1e-3, 2.0, 1e-3, 1e-3])
+    members = tree.replace(state.members, coefficients={**state.members.coefficients, "learning_rate": rates})
+    state, metrics = population.update(tree.replace(state, members=members))
+    assert metrics["population/stuck"].tolist() == [0, 1, 0, 0]
+    assert int(state.parents[1]) != 1 and float(state.members.coefficients["learning_rate"][1]) < 1.0
+
+
 def test_a_copy_is_its_parent_but_for_key_and_coefficients():
     population = make_population([make_ppo(cartpole(), SMALL)] * 4)
     state, _ = population.update(population.init(random.split(random.key(0), 4)))
@@ -129,7 +156,7 @@ def test_mistakes_are_told():
         make_population([make_ppo(cartpole(), SMALL), wide]).init(random.split(random.key(0)))
     with pytest.raises(InputError, match=r"fraction must be more than 0 and at most 0.5, got 0.75 \(--pbt.fraction\)"):
         PBTConfig(fraction=0.75)
-    scored = make_population([make_ppo(cartpole(), SMALL)], PBTConfig(), score="return")
+    scored = make_population([make_ppo(cartpole(), SMALL)], score="return")
     with pytest.raises(InputError, match=r"score must be one of .*, got 'return'"):
         scored.update(scored.init(random.split(random.key(0), 1)))
     population = make_population([make_ppo(cartpole(), SMALL)])

@@ -38,9 +38,25 @@ def test_both_ways_of_training_make_the_same_updates(tmp_path, monkeypatch, caps
 
         return whole._replace(update=update)
 
+    experiment = population.importlib.import_module("experiments.ppo_cartpole")
+    build = experiment.build
+
+    def built(config):
+        made = build(config)
+        inner = made.algorithm.update
+
+        def update(state):
+            # Under vmap it is called once for all; that call is the population's.
+            calls["alone"] += not torch._C._functorch.maybe_current_level()
+            return inner(state)
+
+        return made._replace(algorithm=made.algorithm._replace(update=update))
+
+    monkeypatch.setattr(experiment, "build", built)
     monkeypatch.setattr(population, "make_population", counted)
     population.main(population.Config(TINY, members=3, updates=2, blocks=2, output_dir=tmp_path))
     assert calls["population"] == population._BURN_IN_UPDATES + 4
+    assert calls["alone"] == 3 * calls["population"]
     figures = json.loads((tmp_path / "population_ppo_cartpole.json").read_text())
     speeds = [way["blocks"] for way in figures["updates_per_second"].values()]
     ratios = sorted(a / b for a, b in zip(*speeds, strict=True))

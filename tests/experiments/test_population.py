@@ -3,12 +3,14 @@
 import math
 
 import pytest
+import torch
 
 from experiments.cli import load_run, parse, restore_policy, run
 from experiments.doctor import Config as DoctorConfig
 from experiments.doctor import main as look
-from experiments.population import Config, build, config_of, settings
+from experiments.population import Config, _Members, build, config_of, settings
 from experiments.ppo_cartpole import Config as CartpoleConfig
+from rlcore import random
 from rlcore.errors import InputError
 from rlcore.experiment import TrainingConfig
 from rlcore.metrics import METRICS_FILE, read_metrics
@@ -34,10 +36,54 @@ def test_what_is_compiled_must_be_the_same(tmp_path, key):
         build(Config("experiments.ppo_cartpole"))
 
 
+@pytest.mark.parametrize("name", ["best", "checkpoints", "tensorboard", ".", "..", "a.b"])
+def test_a_member_cannot_have_the_name_of_what_every_run_has(name):
+    with pytest.raises(InputError, match="cannot be named"):
+        settings(Config("experiments.ppo_cartpole", (f"{name}:",)))
+
+
+def test_members_are_told_the_best_first_and_those_that_are_stuck_last(tmp_path):
+    lines = ("low: --ppo.clip 0.1", "unknown:", "high:", "stuck:")
+    config = Config("experiments.ppo_cartpole", lines, training=TrainingConfig(run_dir=tmp_path))
+    members = _Members(config, settings(config), "episode/return")
+    assert members.summary() == ""
+    for name in ("low", "unknown", "high", "stuck"):
+        (tmp_path / name).mkdir()
+    members.state = object()  # something has been written
+    members._newest = {
+        "episode/return": [1.0, math.nan, 3.0, 9.0],
+        "population/stuck": [0.0, 0.0, 0.0, 1.0],
+        "population/clip": [0.1, 0.2, 0.2, 0.2],
+        "population/discount": [0.9] * 4,
+    }
+    told = members.summary().splitlines()
+    assert [line.split()[0] for line in told[1:5]] == ["high", "low", "unknown", "stuck"]
+    assert "clip 0.1" in told[2] and "no numbers" in told[4] and "discount" not in told[2]
+    assert (tmp_path / "best").readlink().name == "high"
+    members._newest["episode/return"] = [5.0, 2.0, 3.0, 9.0]
+    members.summary()
+    assert (tmp_path / "best").readlink().name == "low"
+
+
+def test_members_are_compared_by_what_the_experiment_is_judged_by(tmp_path):
+    lines = ("*: --num-threads 1 --ppo.num-envs 2 --ppo.num-steps 1 --ppo.num-epochs 1 --ppo.num-minibatches 1", "one:")
+    (tmp_path / "run").mkdir()  # as training has it before the first update
+    training = TrainingConfig(run_dir=tmp_path / "run")
+    long = (lines[0], "one: --training.best-metric episode/length")
+    population = build(Config("experiments.ppo_cartpole", long, training=training))
+    _, metrics = population.algorithm.update(population.algorithm.init(random.key(0)))
+    assert population.summary().startswith("members, by episode/length:")
+    assert torch.allclose(metrics["population/best"], metrics["episode/length"], equal_nan=True)
+    wrong = build(Config("experiments.ppo_cartpole", lines, score="return", training=training))
+    with pytest.raises(InputError, match="score must be one of"):
+        wrong.algorithm.update(wrong.algorithm.init(random.key(0)))
+
+
 def test_training_is_as_long_as_that_of_the_experiment_unless_told():
     own = CartpoleConfig().training
     assert config_of(["experiments.ppo_cartpole"])("experiments.ppo_cartpole").training == own
     assert config_of(["--seeds", "2", "experiments.nothing"]) is Config
+    assert config_of(["experiments.doctor"]) is Config
     made = parse(config_of(["experiments.ppo_cartpole"]), ["experiments.ppo_cartpole", "--seeds", "2"], "population")
     assert isinstance(made, Config) and made.seeds == 2 and made.training.iterations == own.iterations
 
@@ -61,7 +107,9 @@ def test_members_are_runs_to_look_at_and_the_population_goes_on(tmp_path, capsys
     assert "learning_rate 1e-05" in told and f"experiments.play {run_dir / 'best'}" in told
     look(DoctorConfig(run_dir))
     told = capsys.readouterr().out
-    assert told.count("too early to tell") == 2 and str(run_dir / "slow") in told and str(run_dir / "best") not in told
+    assert (
+        told.count("too early to tell all") == 2 and str(run_dir / "slow") in told and str(run_dir / "best") not in told
+    )
     for name, rate in (("slow", 1e-5), ("fast", 1e-3)):
         records = read_metrics(run_dir / name / METRICS_FILE)
         assert [record["iteration"] for record in records] == [1, 2, 3, 4, 5]
