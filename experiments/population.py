@@ -46,7 +46,7 @@ class Config:
     seed: int = 0
     """The first of these seeds."""
     physics: str = "mujoco"
-    """What simulates, for all members: mujoco on CPUs, or warp on an NVIDIA GPU."""
+    """What simulates, for all members: mujoco on CPUs, warp on an NVIDIA GPU, or isaacgym (docs/isaacgym.md)."""
     pbt: PBTConfig | None = None
     """If given, members that do badly go on from those that do well (population-based training)."""
     score: str = "episode/return"
