@@ -488,9 +488,9 @@ class _Simulator:
         found = {}
         for name, b in zip(self.description.bodies, self.description.body_ids, strict=True):
             if b >= 0:
-                turn = np.zeros(9)
-                mujoco.mju_quat2Mat(turn, self.model.body_iquat[b])
-                turn = turn.reshape(3, 3)
+                flat = np.zeros(9)
+                mujoco.mju_quat2Mat(flat, self.model.body_iquat[b])
+                turn = flat.reshape(3, 3)
                 tensor = np.einsum("ij,nj,kj->nik", turn, inertia[:, b], turn).reshape(self.size, 9)
                 found[name] = np.concatenate([mass[:, b, None], centre[:, b], tensor], axis=1).tolist()
         return found
@@ -582,7 +582,8 @@ class _Simulator:
         # If this fails, the server is gone, and the next call starts another.
         self.written = self.server.step(substeps, count, wrench is not None, simulate)
         self.qpos, self.qvel = self._read_state()
-        return self.qpos, self.qvel, self._sensors(rows, ctrl, substeps)
+        # Copies, since the caller may write into what is returned, and what was returned is to be known.
+        return self.qpos.clone(), self.qvel.clone(), self._sensors(rows, ctrl, substeps)
 
     def _write_state(self, rows: Rows, sane: Tensor) -> int:
         """Hand over the rows that the simulator has not returned as they are. Returns how many."""
@@ -610,7 +611,7 @@ class _Simulator:
         state = shared["dof"].index_select(1, self.dof_places).double()
         position, velocity = state[..., 0], state[..., 1]
         if not self.description.floating:
-            return position.contiguous(), velocity.contiguous()
+            return position.clone(), velocity.clone()
         root_qpos, root_qvel = layout.qpos_from_root(shared["root"], self.root_com)
         return torch.cat([root_qpos, position], dim=1), torch.cat([root_qvel, velocity], dim=1)
 

@@ -499,7 +499,7 @@ class Sensor(NamedTuple):
       place: its slice of sensordata.
       body: its body's id in the model.
       pos, quat: the site or inertial frame in the body's frame.
-      index: the joint's place in qpos or qvel, or the actuator.
+      number: the joint's place in qpos or qvel, or the actuator.
     """
 
     name: str
@@ -508,7 +508,7 @@ class Sensor(NamedTuple):
     body: int
     pos: tuple[float, ...]
     quat: tuple[float, ...]
-    index: int
+    number: int
 
 
 def sensors_of(model: mujoco.MjModel) -> tuple[Sensor, ...]:
@@ -527,7 +527,9 @@ def sensors_of(model: mujoco.MjModel) -> tuple[Sensor, ...]:
         if int(model.sensor_refid[s]) >= 0 or model.sensor_cutoff[s] or model.sensor_noise[s]:
             raise _refuse(f"sensor {name!r} has a frame of reference, a cutoff or noise")
         kind_of, obj = int(model.sensor_objtype[s]), int(model.sensor_objid[s])
-        body, pos, quat, index = 0, (0.0, 0.0, 0.0), (1.0, 0.0, 0.0, 0.0), 0
+        body, index = 0, 0
+        pos: tuple[float, ...] = (0.0, 0.0, 0.0)
+        quat: tuple[float, ...] = (1.0, 0.0, 0.0, 0.0)
         if kind_of == _SITE:
             body = int(model.site_bodyid[obj])
             pos, quat = tuple(map(float, model.site_pos[obj])), tuple(map(float, model.site_quat[obj]))
@@ -642,11 +644,11 @@ def sensor_values(model: mujoco.MjModel, sensors: Sequence[Sensor], bodies: Bodi
     for sensor in sensors:
         kind = sensor.kind
         if kind == "ACTUATORFRC":
-            columns.append(motion.force[:, sensor.index, None])
+            columns.append(motion.force[:, sensor.number, None])
         elif kind == "JOINTACTFRC":
-            columns.append(motion.joint_force[:, sensor.index, None])
+            columns.append(motion.joint_force[:, sensor.number, None])
         elif kind in ("JOINTPOS", "JOINTVEL"):
-            columns.append((motion.qpos if kind == "JOINTPOS" else motion.qvel)[:, sensor.index, None])
+            columns.append((motion.qpos if kind == "JOINTPOS" else motion.qvel)[:, sensor.number, None])
         elif kind == "SUBTREEANGMOM":
             columns.append(_angular_momentum(model, sensor.body, bodies, motion))
         elif kind == "ACCELEROMETER":

@@ -18,7 +18,9 @@ import pytest
 import torch
 from torch.func import grad, vmap
 
+from experiments import verify_isaacgym
 from rlcore.errors import InputError
+from rlcore.metrics import read_metrics
 from rlcore.physics import engines
 from rlcore.physics import isaacgym as bridge
 from rlcore.physics.engine import FAULT_ACTION, FAULT_UNSTABLE, Engine, drain_faults
@@ -90,7 +92,7 @@ def some_states(engine, num):
 def assert_close(actual, expected, tolerance=TOLERANCE):
     for (name, a), (_, b) in zip(named_leaves(actual), named_leaves(expected), strict=True):
         assert a.dtype == b.dtype and a.shape == b.shape, name
-        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance, msg=f"{name}: {a} is not {b}")
 
 
 def without_sensors(state):
@@ -108,8 +110,8 @@ def some_params(engine, num, *names):
 
 
 def test_satisfies_the_protocol(engine):
-    assert isinstance(engine, Engine)
     assert engine.device == device_of("isaacgym") == torch.device("cpu")
+    assert isinstance(engine, Engine)
 
 
 def test_a_step_is_mujocos(engine, reference):
@@ -192,8 +194,14 @@ def test_results_share_no_memory(engine):
     map_leaves(lambda x: x.fill_(7), second)
     assert_close(first, copy, 0.0)
     assert_close(states, kept, 0.0)
-    # What was written over is told to the simulator.
-    assert_close(step(map_leaves(torch.clone, kept), ctrl), copy)
+    # What is written into a result is told to the simulator.
+    third = step(kept, ctrl)
+    third.qpos[2, 7] += 0.1
+    moved = map_leaves(torch.clone, third)
+    after = step(third, ctrl)
+    assert engine.simulator(6).written == 1
+    step(states, ctrl)
+    assert_close(without_sensors(step(moved, ctrl)), without_sensors(after))
 
 
 def test_masked_forward_leaves_the_rest_alone(engine, reference):
@@ -504,3 +512,28 @@ def test_one_process_has_one_server(python):
     server.close()
     server.close()
     assert not server.alive and row({"a": torch.ones(1)}, 0)["a"] == 1
+
+
+# --- What uses it -------------------------------------------------------------------------------------------
+
+
+def test_the_verification_finds_the_standin_right_and_a_wrong_point_wrong(python, monkeypatch, capsys):
+    assert verify_isaacgym.verify(Settings(python), 0.03)
+    assert capsys.readouterr().out.count("ok  ") == len(verify_isaacgym.CHECKS)
+    monkeypatch.setattr(verify_isaacgym, "CHECKS", (verify_isaacgym.spinning,))
+    assert not verify_isaacgym.verify(Settings(python, velocity_point="origin"), 0.03)
+    assert "RLCORE_ISAACGYM_VELOCITY=com" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_ppo_learns_cartpole_through_it(python, tmp_path):
+    command = [sys.executable, "-m", "experiments.ppo_cartpole", "--physics", "isaacgym", "--training.iterations", "16"]
+    command += ["--training.run-dir", str(tmp_path / "run"), "--num-threads", "1", "--episode-seconds", "2"]
+    command += ["--training.no-tensorboard", "--training.no-video"]
+    environment = {**os.environ, PYTHON_VARIABLE: python}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
+    assert result.returncode == 0, result.stderr[-2000:]
+    records = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    returns = [r["episode/return"] for r in records if r.get("episode/return") is not None]
+    # Two seconds are 100 at best, and a policy that knows nothing falls within one.
+    assert returns[0] < 60 and max(returns) > 80, returns

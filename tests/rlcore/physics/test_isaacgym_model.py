@@ -4,6 +4,7 @@ import ast
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import mujoco
 import numpy as np
@@ -46,7 +47,7 @@ def test_python_3_8_would_be_told_from_newer_syntax():
         ast.parse("match 1:\n    case 1:\n        pass", feature_version=(3, 8))
 
 
-def stubs():
+def stubs() -> Any:
     """The signatures of the real package, from its stubs: class to method to its first lines."""
     found = next((f for p in sys.path if (f := Path(p) / "isaacgym-stubs" / "gymapi.pyi").is_file()), None)
     if found is None:
@@ -55,17 +56,21 @@ def stubs():
     return ast.parse(found.read_text().replace("def lambda(", "def lambda_("))
 
 
-def standin():
+def standin() -> Any:
     """The stand-in's classes, read and not imported: it would refuse to be imported after torch."""
     return ast.parse((STANDIN / "gymapi.py").read_text())
 
 
-def classes(tree):
-    return {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+def classes(tree) -> dict[str, Any]:
+    return {node.name: node for node in inside(tree, ast.ClassDef)}
 
 
-def methods(node):
-    return {n.name: n for n in node.body if isinstance(n, ast.FunctionDef)}
+def inside(node, kind) -> list[Any]:
+    return [n for n in node.body if isinstance(n, kind)]
+
+
+def methods(node) -> dict[str, Any]:
+    return {n.name: n for n in inside(node, ast.FunctionDef)}
 
 
 def test_every_function_of_the_standin_is_one_of_isaac_gyms():
@@ -75,14 +80,16 @@ def test_every_function_of_the_standin_is_one_of_isaac_gyms():
     for name, node in public.items():
         names = [a.arg for a in node.args.args]
         # Defaults are told by the documentation, where the stubs have dots; and some arguments altogether.
-        signature = ast.get_docstring(real[name]).splitlines()[0]
+        signature = str(ast.get_docstring(real[name])).splitlines()[0]
         if real[name].args.vararg is None:
             assert names == [a.arg for a in real[name].args.args], name
             assert len(node.args.defaults) == len(real[name].args.defaults), name
         else:
             assert names == ["self", *re.findall(r"\b(arg\d): ", signature)], name
         for arg, default in zip(names[len(names) - len(node.args.defaults) :], node.args.defaults, strict=True):
-            documented = re.search(rf"\b{arg}: [\w.]+ = ([^,)>]+)", signature)[1].replace("- ", "-")
+            told = re.search(rf"\b{arg}: [\w.]+ = ([^,)>]+)", signature)
+            assert told is not None, (name, arg)
+            documented = told[1].replace("- ", "-")
             if documented.startswith("<"):  # an object, which the stand-in makes when it is None
                 assert ast.unparse(default) == "None", (name, arg)
             else:
@@ -92,10 +99,10 @@ def test_every_function_of_the_standin_is_one_of_isaac_gyms():
 def test_every_field_of_the_standin_is_one_of_isaac_gyms():
     real, checked = classes(stubs()), 0
     for name, node in classes(standin()).items():
-        assignment = next((n for n in node.body if isinstance(n, ast.Assign) and n.targets[0].id == "fields"), None)
+        assignment = next((n for n in inside(node, ast.Assign) if n.targets[0].id == "fields"), None)
         if name.startswith("_") or assignment is None or name == "Tensor":
             continue
-        known = {n.target.id for n in real[name].body if isinstance(n, ast.AnnAssign)}
+        known = {n.target.id for n in inside(real[name], ast.AnnAssign)}
         fields = {key.value for key in assignment.value.keys}
         assert fields and fields <= known, name
         checked += 1
@@ -107,14 +114,13 @@ def test_every_name_of_the_standins_enums_has_isaac_gyms_number():
     for name, node in classes(standin()).items():
         if [getattr(base, "id", "") for base in node.bases] != ["IntEnum"]:
             continue
-        documented = ast.get_docstring(real[name])
-        for member in node.body:
-            if isinstance(member, ast.Assign):
-                label, value = member.targets[0].id, member.value.value
-                assert label in documented, label
-                told = re.search(rf"{label} : [^\n]*\(value = (\d+)\)", documented)
-                assert told is None or int(told[1]) == value, label
-                checked += 1
+        documented = str(ast.get_docstring(real[name]))
+        for member in inside(node, ast.Assign):
+            label, value = member.targets[0].id, member.value.value
+            assert label in documented, label
+            told = re.search(rf"{label} : [^\n]*\(value = (\d+)\)", documented)
+            assert told is None or int(told[1]) == value, label
+            checked += 1
     assert checked > 10
 
 
@@ -124,7 +130,7 @@ def test_the_server_uses_nothing_that_the_standin_lacks():
     called = set(re.findall(r"\bgym\.(\w+)\(", source))
     named = set(re.findall(r"\bgymapi\.(\w+)", source)) - {"acquire_gym"}
     real = stubs()
-    constants = {n.target.id for n in real.body if isinstance(n, ast.AnnAssign)}
+    constants = {n.target.id for n in inside(real, ast.AnnAssign)}
     assert len(called) > 20 and called <= methods(classes(real)["Gym"]).keys()
     assert named <= constants | classes(real).keys()
 
