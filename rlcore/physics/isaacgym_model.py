@@ -563,7 +563,7 @@ def sensors_of(model: mujoco.MjModel) -> tuple[Sensor, ...]:
 
 
 class Bodies(NamedTuple):
-    """The rigid bodies that sensors read, as Isaac Gym tells of them, in double precision.
+    """The rigid bodies that sensors read, as Isaac Gym tells of them, in its precision.
 
     Attributes:
       ids: the model's ids of these bodies.
@@ -591,12 +591,12 @@ def bodies_from_tensors(ids: tuple[int, ...], body: Tensor, contact: Tensor, com
       com: `[bodies, 3]` or `[N, bodies, 3]` centres of mass where its linear velocities are those of these points; None
         where they are those of the frames' origins.
     """
-    body = body.double()
     quaternion = _frame(torch.cat([body[..., 6:7], body[..., 3:6]], dim=-1))
     linear, angular = body[..., 7:10], body[..., 10:13]
     if com is not None:
-        linear = linear - torch.linalg.cross(angular, rotations.rotate(quaternion, com.expand_as(linear)))
-    return Bodies(ids, body[..., 0:3], quaternion, linear, angular, contact.double())
+        arm = rotations.rotate(quaternion, com.to(body.dtype).expand_as(linear))
+        linear = linear - torch.linalg.cross(angular, arm)
+    return Bodies(ids, body[..., 0:3], quaternion, linear, angular, contact)
 
 
 class Motion(NamedTuple):
@@ -655,7 +655,11 @@ def sensor_values(model: mujoco.MjModel, sensors: Sequence[Sensor], bodies: Bodi
             columns.append(_acceleration(sensor, motion))
         else:
             columns.append(_frame_sensor(sensor, bodies, rows[sensor.body]))
-    return torch.cat(columns, dim=1) if columns else motion.qpos.new_zeros(len(motion.qpos), 0)
+    return (
+        torch.cat([column.double() for column in columns], dim=1)
+        if columns
+        else motion.qpos.new_zeros(len(motion.qpos), 0)
+    )
 
 
 def watched(model: mujoco.MjModel, sensors: Sequence[Sensor]) -> tuple[int, ...]:
@@ -717,9 +721,11 @@ def _angular_momentum(model: mujoco.MjModel, root: int, bodies: Bodies, motion: 
     arm = rotations.rotate(quaternion, as_rows(model.body_ipos[ids]).expand_as(angular))
     place = bodies.position[:, rows] + arm
     velocity = bodies.linear[:, rows] + torch.linalg.cross(angular, arm)
-    mass = motion.mass[..., ids].unsqueeze(-1).expand(len(quaternion), len(ids), 1)
+    mass = as_rows(motion.mass[..., ids]).unsqueeze(-1).expand(len(quaternion), len(ids), 1)
     principal = rotations.multiply(quaternion, as_rows(model.body_iquat[ids]).expand_as(quaternion))
-    spin = rotations.rotate(principal, motion.inertia[..., ids, :] * rotations.rotate_inverse(principal, angular))
+    spin = rotations.rotate(
+        principal, as_rows(motion.inertia[..., ids, :]) * rotations.rotate_inverse(principal, angular)
+    )
     total = mass.sum(1, keepdim=True)
     centre, drift = (mass * place).sum(1, keepdim=True) / total, (mass * velocity).sum(1, keepdim=True) / total
     return (spin + mass * torch.linalg.cross(place - centre, velocity - drift)).sum(1)

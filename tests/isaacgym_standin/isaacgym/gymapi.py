@@ -209,6 +209,10 @@ class _Actor:
                 m.geom_contype[geom], m.geom_conaffinity[geom], m.geom_priority[geom] = int(filter == 0), 1, 1
         if sim.plane is not None:
             m.geom_contype[ground] = 1
+        # Older MuJoCos look at these first, and do not derive them from the geoms again.
+        for geom in range(m.ngeom):
+            m.body_contype[m.geom_bodyid[geom]] |= m.geom_contype[geom]
+            m.body_conaffinity[m.geom_bodyid[geom]] |= m.geom_conaffinity[geom]
         self.drive = np.zeros(len(asset.joints), _DOF)
         self.drive["hasLimits"] = m.jnt_limited[asset.joints]
         self.friction = [1.0] * sum(len(x) for x in asset.geoms)

@@ -48,9 +48,13 @@ TOLERANCE = 2e-5  # of single precision, some substeps later
 
 @pytest.fixture(scope="session")
 def python(tmp_path_factory):
-    """An interpreter that finds the stand-in where it would find Isaac Gym."""
+    """An interpreter that finds the stand-in where it would find Isaac Gym.
+
+    RLCORE_STANDIN_PYTHON names another than this one, such as a Python 3.8 with mujoco, torch and numpy.
+    """
+    program = os.environ.get("RLCORE_STANDIN_PYTHON", sys.executable)
     path = tmp_path_factory.mktemp("isaacgym") / "python"
-    path.write_text(f'#!/bin/sh\nPYTHONPATH={shlex.quote(str(STANDIN))} exec {shlex.quote(sys.executable)} "$@"\n')
+    path.write_text(f'#!/bin/sh\nPYTHONPATH={shlex.quote(str(STANDIN))} exec {shlex.quote(program)} "$@"\n')
     path.chmod(0o755)
     return str(path)
 
