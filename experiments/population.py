@@ -50,7 +50,7 @@ class Config:
     seed: int = 0
     """The first of these seeds."""
     physics: str = "mujoco"
-    """What simulates, for all members: mujoco on CPUs, or warp on an NVIDIA GPU."""
+    """What simulates, for all members: mujoco on CPUs, warp on an NVIDIA GPU, or isaacgym (docs/isaacgym.md)."""
     pbt: PBTConfig = field(default_factory=lambda: PBTConfig(interval=0))
     """Population-based training: with an interval, members that do badly go on from those that do well."""
     score: str | None = None

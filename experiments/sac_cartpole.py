@@ -21,7 +21,8 @@ class Config:
     seed: int = 0
     """Seed of every random number of the run."""
     physics: Physics = "mujoco"
-    """What simulates: mujoco on CPUs, or warp on an NVIDIA GPU, where learning runs then too."""
+    """What simulates: mujoco on CPUs; warp on an NVIDIA GPU, where learning runs then too; or isaacgym, see its page
+    in docs/."""
     num_threads: int = 0
     """Physics threads on CPUs; 0 takes every CPU. The result does not depend on it."""
     episode_seconds: float = 10.0

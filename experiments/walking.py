@@ -27,7 +27,8 @@ class WalkingConfig:
     seed: int = 0
     """Seed of every random number of the run."""
     physics: Physics = "mujoco"
-    """What simulates: mujoco on CPUs, or warp on an NVIDIA GPU, where learning runs then too."""
+    """What simulates: mujoco on CPUs; warp on an NVIDIA GPU, where learning runs then too; or isaacgym, see its page
+    in docs/."""
     num_threads: int = 0
     """Physics threads on CPUs; 0 takes every CPU. The result does not depend on it."""
     push_speed: float = 0.5

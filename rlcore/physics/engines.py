@@ -10,7 +10,7 @@ import torch
 from rlcore.errors import InputError
 from rlcore.physics.mujoco import ModelEngine, MujocoEngine
 
-Physics = Literal["mujoco", "warp"]
+Physics = Literal["mujoco", "warp", "isaacgym"]
 
 
 def make_engine(
@@ -20,9 +20,10 @@ def make_engine(
 
     Args:
       model: a compiled model; it is copied.
-      num_threads: physics threads of `mujoco`; 0 takes every CPU.
+      num_threads: physics threads of `mujoco` and `isaacgym`; 0 takes every CPU.
       extra: fields of `mjData` to read beside the sensors, see `ModelEngine`.
-      physics: `mujoco`, on CPUs, or `warp`, MuJoCo Warp on an NVIDIA GPU.
+      physics: `mujoco`, on CPUs; `warp`, MuJoCo Warp on an NVIDIA GPU; or `isaacgym`, Isaac Gym in a Python of its own,
+        which the environment variable RLCORE_ISAACGYM_PYTHON names.
 
     Raises:
       InputError: if there is no such engine, the machine or the installation cannot run it, or it cannot run the model.
@@ -34,11 +35,19 @@ def make_engine(
         from rlcore.physics.warp import WarpEngine
 
         return WarpEngine(model, extra)
-    raise InputError(f"physics must be mujoco or warp, got {physics!r} (--physics)")
+    if physics == "isaacgym":
+        from rlcore.physics.isaacgym import IsaacGymEngine, settings_from_environment
+
+        return IsaacGymEngine(model, settings_from_environment(num_threads=num_threads), extra)
+    raise InputError(f"physics must be mujoco, warp or isaacgym, got {physics!r} (--physics)")
 
 
 def check_available(physics: Physics) -> None:
     """Raise InputError, saying why and what to do, if this engine cannot run here."""
+    if physics == "isaacgym":
+        from rlcore.physics.isaacgym import settings_from_environment
+
+        settings_from_environment()
     if physics != "warp":
         return
     missing = [name for name in ("warp", "mujoco_warp") if find_spec(name) is None]

@@ -134,6 +134,34 @@ class ModelEngine(BatchEngine):
             if value.shape != core and value.shape != (*lead, *core):
                 raise InputError(f"model field {name!r} must have shape {core}, got {tuple(value.shape)}")
 
+    def _record(
+        self,
+        fields: PhysicsParams,
+        rows: Rows,
+        ctrl: Tensor,
+        wrench: Tensor | None,
+        substeps: int,
+        key: Tensor | None,
+        fault: np.ndarray,
+        errors: dict[int, str],
+    ) -> None:
+        for i in np.flatnonzero(fault)[:FAULTS_KEPT]:
+            arrays = {name: value[i].numpy().copy() for name, value in rows._asdict().items()}
+            arrays["ctrl"] = ctrl[i].numpy().copy()
+            arrays["substeps"] = np.asarray(substeps)
+            if wrench is not None:
+                arrays["wrench"] = wrench[i].numpy().copy()
+            if key is not None:
+                arrays["key"] = key[i].numpy().copy()
+            for name, value in fields.items():
+                row = value if value.ndim == self.field_ranks[name] else value[i]
+                arrays[f"params.{name}"] = row.numpy().copy()
+            message = errors.get(int(i), FAULT_NAMES[fault[i]])
+            if fault[i] == FAULT_ACTION:
+                broken = np.flatnonzero(~np.isfinite(arrays["ctrl"]))
+                message += ": " + ", ".join(self.model.actuators[j] for j in broken)
+            record_fault(Fault(int(fault[i]), message, arrays))
+
 
 class MujocoEngine(ModelEngine):
     """The Engine contract over `mujoco.batch`.
@@ -292,34 +320,6 @@ class MujocoEngine(ModelEngine):
         # For a quaternion the map T has T'T = |q|^2 / 4: the least gradient g with T'g = h is 4 T h / |q|^2.
         squares = (tangent**2).sum(axis=1, keepdims=True)
         return torch.from_numpy(tangent / np.where(squares == 0.0, 1.0, squares))
-
-    def _record(
-        self,
-        fields: PhysicsParams,
-        rows: Rows,
-        ctrl: Tensor,
-        wrench: Tensor | None,
-        substeps: int,
-        key: Tensor | None,
-        fault: np.ndarray,
-        errors: dict[int, str],
-    ) -> None:
-        for i in np.flatnonzero(fault)[:FAULTS_KEPT]:
-            arrays = {name: value[i].numpy().copy() for name, value in rows._asdict().items()}
-            arrays["ctrl"] = ctrl[i].numpy().copy()
-            arrays["substeps"] = np.asarray(substeps)
-            if wrench is not None:
-                arrays["wrench"] = wrench[i].numpy().copy()
-            if key is not None:
-                arrays["key"] = key[i].numpy().copy()
-            for name, value in fields.items():
-                row = value if value.ndim == self.field_ranks[name] else value[i]
-                arrays[f"params.{name}"] = row.numpy().copy()
-            message = errors.get(int(i), FAULT_NAMES[fault[i]])
-            if fault[i] == FAULT_ACTION:
-                broken = np.flatnonzero(~np.isfinite(arrays["ctrl"]))
-                message += ": " + ", ".join(self.model.actuators[j] for j in broken)
-            record_fault(Fault(int(fault[i]), message, arrays))
 
 
 class _Buffers:

@@ -1,0 +1,70 @@
+"""What it costs to have Isaac Gym in another process: the time of a control step without its physics.
+
+Two parts are told: the round trip alone, in which the server copies the states out and answers, and the whole step as
+the engine makes it, with the translation of controls and states and the sensors. Both are medians, in ms.
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import tyro
+
+from benchmarks.report import machine, machine_line
+from rlcore.physics.engine import Rows
+from rlcore.physics.isaacgym import IsaacGymEngine, settings_from_environment
+from rlcore.physics.mujoco import load_model
+from tasks.humanoid.body import MODEL
+
+
+@dataclass(frozen=True)
+class Config:
+    """Time the bridge to the Isaac Gym that RLCORE_ISAACGYM_PYTHON names, with humanoids. Nothing else should run."""
+
+    num_envs: int = 4096
+    """Humanoids."""
+    steps: int = 200
+    """Steps timed, after as many tenths that are not."""
+
+
+def main(config: Config) -> None:
+    """Print the two times."""
+    engine = IsaacGymEngine(load_model(MODEL), settings_from_environment())
+    n, model = config.num_envs, engine.model
+    simulator = engine.simulator(n)
+    qpos = torch.tensor(engine.mjmodel.qpos0).repeat(n, 1)
+    zeros = lambda width: torch.zeros(n, width, dtype=torch.float64)  # noqa: E731
+    state = Rows(zeros(1)[:, 0], qpos, zeros(model.nv), zeros(0), zeros(model.nv), zeros(model.nsensor))
+    ctrl, sane = zeros(model.nu), torch.ones(n, dtype=torch.bool)
+
+    def whole() -> None:
+        nonlocal state
+        qpos, qvel, sensordata = simulator.step(state, ctrl, None, 4, sane, simulate=False)
+        state = state._replace(qpos=qpos, qvel=qvel, sensordata=sensordata)
+
+    def round_trip() -> None:
+        simulator.server.step(4, 0, False, simulate=False)
+
+    print(machine_line(machine()))
+    print(f"{n} humanoids, without physics, median of {config.steps} steps")
+    for name, call in (("round trip", round_trip), ("whole step", whole)):
+        print(f"{name}: {_median(call, config.steps):.2f} ms", flush=True)
+    print(f"rows written in the last step: {simulator.written}")
+    engine.close()
+
+
+def _median(call: Callable[[], None], count: int) -> float:
+    for _ in range(max(1, count // 10)):
+        call()
+    times = []
+    for _ in range(count):
+        start = time.perf_counter()
+        call()
+        times.append(1e3 * (time.perf_counter() - start))
+    return statistics.median(times)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config))

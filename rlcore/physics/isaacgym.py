@@ -1,0 +1,642 @@
+"""Isaac Gym as an engine, in a process of its own.
+
+Isaac Gym needs a Python of 3.8 at the latest, so `rlcore.physics.isaacgym_server` runs in the user's Isaac Gym
+interpreter, which the environment variable RLCORE_ISAACGYM_PYTHON names, and this file is its other half. Tensors go
+through memory that both have mapped, one round trip a control step. States are double precision here and single there.
+
+A step is a function of its arguments, as with every engine: the rows of a batch that differ from what the simulator
+returned last are written before it steps. An ordinary step writes none. What PhysX keeps beyond positions and
+velocities, such as its cache of contacts, cannot be written: a robot put back to a state goes on nearly, not exactly,
+as before. Where model fields differ that Isaac Gym takes only before it starts, the simulator is started again.
+
+Sensors after a step are of its end, not one substep older. Those of a state just written come from MuJoCo, forces of
+contacts included, since Isaac Gym computes nothing before it simulates.
+
+Only Isaac Gym's CPU pipeline is used: physics may run on a GPU, but tensors are in the CPU's memory.
+"""
+
+import json
+import os
+import select
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import tempfile
+import weakref
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import mujoco
+import numpy as np
+import torch
+from torch import Tensor
+
+from rlcore.errors import InputError
+from rlcore.physics import isaacgym_model as layout
+from rlcore.physics.engine import FAULT_ACTION, FAULT_NONE, FAULT_UNSTABLE, PhysicsParams, Rows
+from rlcore.physics.mujoco import STATE_LIMIT, ModelEngine, MujocoEngine, model_field, same_memory
+
+PYTHON_VARIABLE = "RLCORE_ISAACGYM_PYTHON"
+GPU_VARIABLE = "RLCORE_ISAACGYM_GPU"
+VELOCITY_VARIABLE = "RLCORE_ISAACGYM_VELOCITY"
+PROTOCOL = 1
+SERVER = Path(__file__).with_name("isaacgym_server.py")
+
+# Simulators of this many batch sizes are kept; each is a process.
+_SERVERS_KEPT = 3
+_LENGTH = struct.Struct("<I")
+# Isaac Gym has room for 64,000 materials; friction is rounded so that far fewer are asked for.
+_FRICTION_STEP = 1e-3
+# Characters of the server's output that an error message shows.
+_LAST_WORDS = 300
+
+# Model fields that may differ between robots, by when Isaac Gym takes them.
+_AT_START = ("body_mass", "body_inertia", "body_ipos", "opt.gravity")
+_DRIVES = ("dof_damping", "dof_armature", "actuator_gainprm", "actuator_biasprm", "actuator_forcerange")
+_FRICTION = ("geom_friction",)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How the simulator runs.
+
+    Attributes:
+      python: the interpreter that has Isaac Gym.
+      gpu: the GPU that physics run on; -1 for CPUs.
+      num_threads: PhysX's threads on CPUs.
+      position_iterations, velocity_iterations: of PhysX's solver.
+      contact_offset: distance at which contacts are looked for, m.
+      velocity_point: what Isaac Gym's linear velocities of bodies are of: `com`, the centre of mass, as PhysX documents
+        for its links, or `origin`, that of the body's frame. `python -m experiments.verify_isaacgym` measures it.
+      start_timeout, step_timeout: after so many seconds the simulator is taken to hang.
+    """
+
+    python: str
+    gpu: int = 0
+    num_threads: int = 4
+    position_iterations: int = 4
+    velocity_iterations: int = 1
+    contact_offset: float = 0.02
+    velocity_point: Literal["com", "origin"] = "com"
+    start_timeout: float = 600.0
+    step_timeout: float = 60.0
+
+    def __post_init__(self) -> None:
+        if self.gpu < -1:
+            raise InputError(f"gpu must be a GPU's number, or -1 for CPUs, got {self.gpu} ({GPU_VARIABLE})")
+        for name in ("start_timeout", "step_timeout", "contact_offset"):
+            if not 0.0 < getattr(self, name) < float("inf"):
+                raise InputError(f"{name} must be above 0, got {getattr(self, name)}")
+        for name in ("num_threads", "position_iterations"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.velocity_iterations < 0:
+            raise InputError(f"velocity_iterations must be at least 0, got {self.velocity_iterations}")
+
+
+def settings_from_environment(environment: Mapping[str, str] = os.environ, num_threads: int = 0) -> Settings:
+    """Settings as environment variables give them.
+
+    Args:
+      environment: the variables.
+      num_threads: PhysX's threads; 0 takes every CPU.
+
+    Raises:
+      InputError: if no interpreter is named or it is no program, or a variable has a value that it cannot have.
+    """
+    python = environment.get(PYTHON_VARIABLE, "")
+    if not python:
+        raise InputError(
+            f"physics isaacgym runs in a Python of its own: set {PYTHON_VARIABLE} to the interpreter that has Isaac "
+            "Gym, as in docs/isaacgym.md (--physics)"
+        )
+    if shutil.which(python) is None:
+        raise InputError(f"{PYTHON_VARIABLE} is {python!r}, which is no program that can be run (--physics isaacgym)")
+    gpu = environment.get(GPU_VARIABLE, "0")
+    if not gpu.removeprefix("-").isdecimal():
+        raise InputError(f"{GPU_VARIABLE} must be a GPU's number, or -1 for CPUs, got {gpu!r}")
+    point: Any = environment.get(VELOCITY_VARIABLE, "com")
+    if point not in ("com", "origin"):
+        raise InputError(f"{VELOCITY_VARIABLE} must be com or origin, got {point!r}")
+    threads = num_threads or len(os.sched_getaffinity(0))
+    return Settings(python=python, gpu=int(gpu), num_threads=threads, velocity_point=point)
+
+
+class Server:
+    """The process that simulates, and the memory shared with it.
+
+    Neither a port nor a named file is used: the socket and the memory are inherited, and vanish with the last of the
+    two processes. The server ends when this process does, however that happens, and when `close` is called or this
+    object is collected.
+
+    Args:
+      settings: how to run it.
+      setup: what to simulate, as `isaacgym_server.Simulation` reads it.
+
+    Raises:
+      InputError: if the interpreter cannot run, has no usable Isaac Gym, or Isaac Gym refuses the model.
+      RuntimeError: if the server crashes or hangs while it starts.
+    """
+
+    def __init__(self, settings: Settings, setup: dict[str, Any]):
+        self.settings, self.size = settings, int(setup["num_envs"])
+        self.log = tempfile.TemporaryFile()  # noqa: SIM115
+        ours, theirs = socket.socketpair()
+        self.memory = os.memfd_create("rlcore-isaacgym", os.MFD_CLOEXEC)
+        lifeline, held = os.pipe()
+        inherited = (theirs.fileno(), self.memory, lifeline)
+        try:
+            self.process = subprocess.Popen(
+                [settings.python, "-u", str(SERVER), *map(str, inherited), str(os.getpid())],
+                stdin=subprocess.DEVNULL,
+                stdout=self.log,
+                stderr=subprocess.STDOUT,
+                pass_fds=inherited,
+                cwd="/",
+            )
+        except OSError as error:
+            for descriptor in (self.memory, lifeline, held):
+                os.close(descriptor)
+            ours.close()
+            raise InputError(f"{PYTHON_VARIABLE} {settings.python!r} cannot be run: {error.strerror}") from error
+        finally:
+            theirs.close()
+        os.close(lifeline)
+        self.channel = ours
+        self._finalizer = weakref.finalize(self, _end, self.process, ours, held, self.memory)
+        try:
+            answer = self._ask({"protocol": PROTOCOL, **setup}, settings.start_timeout, "starting")
+            if answer["protocol"] != PROTOCOL:
+                raise InputError(f"the Isaac Gym server speaks version {answer['protocol']}, not {PROTOCOL}")
+            self.dofs: list[str] = answer["dofs"]
+            self.bodies: list[str] = answer["bodies"]
+            self._share(len(setup["watched"]))
+        except BaseException:
+            self.close()
+            raise
+
+    def _share(self, watched: int) -> None:
+        n, dofs, bodies = self.size, len(self.dofs), len(self.bodies)
+        shapes = {
+            "rows": (n,),
+            "root_in": (n, 13),
+            "dof_in": (n, dofs, 2),
+            "target": (n, dofs),
+            "effort": (n, dofs),
+            "force": (n, bodies, 3),
+            "torque": (n, bodies, 3),
+            "root": (n, 13),
+            "dof": (n, dofs, 2),
+            "body": (n, watched, 13),
+            "contact": (n, watched, 3),
+        }
+        places, offset = [], 0
+        for name, shape in shapes.items():
+            places.append((name, offset, shape, "int32" if name == "rows" else "float32"))
+            offset += -(-4 * int(np.prod(shape)) // 64) * 64
+        size = max(offset, 64)
+        os.ftruncate(self.memory, size)
+        mapped = np.memmap(os.fdopen(os.dup(self.memory), "r+b"), np.uint8, "r+", shape=(size,))
+        self.tensors = {
+            name: torch.from_numpy(
+                np.ndarray(shape, kind, buffer=mapped.data, offset=start)  # the memory lives as long as the array
+            )
+            for name, start, shape, kind in places
+        }
+        self._ask({"size": size, "places": places}, self.settings.start_timeout, "mapping memory")
+
+    def step(self, substeps: int, written: int, wrench: bool, simulate: bool = True) -> int:
+        """Simulate; returns how many rows were written before. Raises RuntimeError if the server crashes or hangs."""
+        message = {"do": "step", "substeps": substeps, "written": written, "wrench": wrench, "simulate": simulate}
+        return int(self._ask(message, self.settings.step_timeout, "a step")["written"])
+
+    def set_drives(self, drives: dict[str, Any]) -> None:
+        """Give the joints other gains, limits and armatures."""
+        self._ask({"do": "drives", "drives": drives}, self.settings.start_timeout, "setting drives")
+
+    def set_friction(self, friction: dict[str, Any]) -> None:
+        """Give the shapes other friction."""
+        self._ask({"do": "friction", "friction": friction}, self.settings.start_timeout, "setting friction")
+
+    def _ask(self, message: dict[str, Any], timeout: float, what: str) -> dict[str, Any]:
+        self.channel.settimeout(timeout)
+        text = json.dumps(message).encode()
+        try:
+            self.channel.sendall(_LENGTH.pack(len(text)) + text)
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # it is gone, but may have said why
+        except TimeoutError:
+            raise self._hung(timeout, what) from None
+        try:
+            header = self._read(_LENGTH.size)
+            answer = json.loads(self._read(_LENGTH.unpack(header)[0]))
+        except TimeoutError:
+            raise self._hung(timeout, what) from None
+        except (EOFError, ConnectionResetError):
+            raise self._gone(what) from None
+        if "error" in answer:
+            self.close()
+            raise InputError(f"{answer['error']} (--physics isaacgym)")
+        return dict(answer)
+
+    def _read(self, size: int) -> bytes:
+        parts = b""
+        while len(parts) < size:
+            part = self.channel.recv(size - len(parts))
+            if not part:
+                raise EOFError
+            parts += part
+        return parts
+
+    def _hung(self, timeout: float, what: str) -> RuntimeError:
+        self.close()
+        return RuntimeError(f"the Isaac Gym server did not answer within {timeout:g} s of {what}, and was ended")
+
+    def _gone(self, what: str) -> RuntimeError:
+        try:
+            code = self.process.wait(10.0)
+        except subprocess.TimeoutExpired:
+            code = 0
+        how = f"by signal {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
+        words = self.last_words()
+        self.close()
+        return RuntimeError(f"the Isaac Gym server ended {how} in {what}{': ' + words if words else ''}")
+
+    def last_words(self) -> str:
+        """The end of what the server printed, in one line."""
+        self.log.seek(0)
+        return " ".join(self.log.read().decode(errors="replace").split())[-_LAST_WORDS:]
+
+    @property
+    def alive(self) -> bool:
+        """Whether it has neither been closed nor ended by itself."""
+        return self._finalizer.alive and self.process.poll() is None
+
+    def close(self) -> None:
+        """End the process. May be called again."""
+        self._finalizer()
+        self.log.close()
+
+
+def _end(process: "subprocess.Popen[bytes]", channel: socket.socket, held: int, memory: int) -> None:
+    channel.close()
+    os.close(memory)
+    # It ends by itself when the socket closes, unless it hangs.
+    descriptor = os.pidfd_open(process.pid) if process.poll() is None else -1
+    if descriptor >= 0:
+        select.select([descriptor], [], [], 1.0)
+        os.close(descriptor)
+    if process.poll() is None:
+        process.kill()
+    process.wait()
+    os.close(held)
+
+
+class IsaacGymEngine(ModelEngine):
+    """The Engine contract over Isaac Gym.
+
+    Args:
+      model: a compiled model; it is copied.
+      settings: how the simulator runs.
+      extra: must be empty: `mjData` has no counterpart there.
+
+    Raises:
+      InputError: if the model has something that Isaac Gym cannot simulate or its tensors do not tell, by its name; and
+        as from `ModelEngine`.
+    """
+
+    def __init__(self, model: mujoco.MjModel, settings: Settings, extra: Sequence[str] = ()):
+        super().__init__(model)
+        if extra:
+            raise InputError(f"extra fields of mjData cannot be read from Isaac Gym: {', '.join(extra)}")
+        self.settings = settings
+        self.description = layout.describe(self.mjmodel)
+        self.actuators = layout.actuator_table(self.mjmodel)
+        self.sensors = layout.sensors_of(self.mjmodel)
+        self.watched = layout.watched(self.mjmodel, self.sensors)
+        self._mujoco = MujocoEngine(model, 1)
+        settable = {n: s for n, s in self._field_shapes.items() if n in (*_AT_START, *_DRIVES, *_FRICTION)}
+        self._field_shapes = settable
+        self.field_ranks = {name: len(shape) for name, shape in settable.items()}
+        self._simulators: OrderedDict[int, _Simulator] = OrderedDict()
+
+    def _check_fields(self, params: PhysicsParams, lead: Sequence[int]) -> None:
+        for name in params:
+            if name not in self._field_shapes:
+                model_field(self.mjmodel, name)  # tells what is wrong with it, if MuJoCo itself has it not
+                known = ", ".join(self._field_shapes)
+                raise InputError(f"model field {name!r} cannot differ between robots on Isaac Gym; these can: {known}")
+        super()._check_fields(params, lead)
+
+    def simulator(self, size: int, fields: PhysicsParams | None = None) -> "_Simulator":
+        """The simulator of that many robots with these model fields, started if need be. Raises as `Server`."""
+        found = self._simulators.pop(size, None)
+        if found is None or not found.take_fields(fields or {}):
+            if found is not None:
+                found.server.close()
+            found = _Simulator(self, size, fields or {})
+            while len(self._simulators) >= _SERVERS_KEPT:
+                self._simulators.popitem(last=False)[1].server.close()
+        self._simulators[size] = found
+        return found
+
+    def close(self) -> None:
+        """End all simulators; the next step starts them again."""
+        while self._simulators:
+            self._simulators.popitem()[1].server.close()
+
+    def step_rows(
+        self,
+        fields: PhysicsParams,
+        rows: Rows,
+        ctrl: Tensor,
+        wrench: Tensor | None,
+        substeps: int,
+        key: Tensor | None,
+    ) -> tuple[Rows, Tensor]:
+        simulator = self.simulator(len(rows.qpos), fields)
+        usable = torch.isfinite(ctrl).all(dim=1)
+        controls = ctrl if bool(usable.all()) else torch.where(usable.unsqueeze(1), ctrl, 0.0)
+        # What is no state is not given to the simulator, which might not recover from it.
+        sane = _sane(rows.qpos, rows.qvel)
+        if wrench is not None:
+            finite = torch.isfinite(wrench).flatten(1).all(dim=1)
+            wrench_sent = torch.where(finite.reshape(-1, 1, 1), wrench, 0.0)
+            sane &= finite
+        else:
+            wrench_sent = None
+        qpos, qvel, sensordata = simulator.step(rows, controls, wrench_sent, substeps, sane)
+        fault = torch.where(sane & _sane(qpos, qvel), FAULT_NONE, FAULT_UNSTABLE)
+        fault = torch.where(usable, fault, FAULT_ACTION)
+        time = rows.time + substeps * self.model.timestep
+        out = Rows(time, qpos, qvel, rows.act.clone(), torch.zeros_like(rows.warmstart), sensordata)
+        if bool(fault.any()):
+            bad = fault != FAULT_NONE
+            out = Rows(*(_choose(bad, before, after) for before, after in zip(rows, out, strict=True)))
+            self._record(fields, rows, ctrl, wrench, substeps, key, fault.numpy(), {})
+        return out, fault
+
+    def forward_rows(self, fields: PhysicsParams, rows: Rows, mask: Tensor) -> Tensor:
+        return self._mujoco.forward_rows(fields, rows, mask)
+
+    def jacobian_rows(
+        self, fields: PhysicsParams, rows: Rows, ctrl: Tensor, wrench: Tensor | None, substeps: int
+    ) -> Tensor:
+        raise RuntimeError("Isaac Gym has no derivatives: differentiate on the engine of rlcore.physics.mujoco")
+
+    def tangent_rows(self, qpos: Tensor) -> Tensor:
+        raise RuntimeError("Isaac Gym has no derivatives: differentiate on the engine of rlcore.physics.mujoco")
+
+
+def _sane(qpos: Tensor, qvel: Tensor) -> Tensor:
+    """`[N]` whether positions and velocities are finite and within bounds."""
+    worst = torch.maximum(qpos.abs().amax(1), qvel.abs().amax(1)) if qpos.shape[1] else qpos.new_zeros(len(qpos))
+    return worst < STATE_LIMIT  # NaN compares false
+
+
+def _choose(condition: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    return torch.where(condition.reshape(-1, *(1,) * (a.ndim - 1)), a, b)
+
+
+class _Simulator:
+    """The simulator of one batch size: its server, what it returned last, and the model fields it has."""
+
+    def __init__(self, engine: IsaacGymEngine, size: int, fields: PhysicsParams):
+        self.model, self.settings, self.size = engine.mjmodel, engine.settings, size
+        self.description, self.actuators = engine.description, engine.actuators
+        self.sensors, self.watched = engine.sensors, engine.watched
+        self.ranks = engine.field_ranks
+        self.fields = {name: value.clone() for name, value in fields.items()}
+        self.seen: dict[str, tuple[Tensor, int] | None] = dict.fromkeys(fields)
+        self.written = 0
+        d = self.description
+        with tempfile.TemporaryDirectory(prefix="rlcore-isaacgym-") as folder:
+            Path(folder, "robot.xml").write_text(d.xml)
+            self.server = Server(self.settings, self._setup(folder))
+        dofs, bodies = self.server.dofs, self.server.bodies
+        # `dof_order[k]` is the place of Isaac Gym's joint k in the model's order, `dof_places` the other way.
+        self.dof_order = torch.tensor([d.dofs.index(name) for name in dofs], dtype=torch.int64)
+        self.dof_places = torch.tensor([dofs.index(name) for name in d.dofs], dtype=torch.int64)
+        ids = [d.body_ids[d.bodies.index(name)] for name in bodies]
+        self.body_ids = torch.tensor([max(b, 0) for b in ids], dtype=torch.int64)  # no force acts on the world
+        self.qpos: Tensor | None = None
+        self.qvel: Tensor | None = None
+        self._derive()
+
+    def _setup(self, folder: str) -> dict[str, Any]:
+        d, model, size = self.description, self.model, self.size
+        gravity = self._value("opt.gravity")
+        if gravity.ndim == 2:
+            if np.any(gravity != gravity[0]):
+                raise InputError("model field 'opt.gravity' is one for all robots on Isaac Gym; it cannot differ")
+            gravity = gravity[0]
+        names = dict(zip(d.body_ids, d.bodies, strict=True))
+        modes = [drive["mode"] for drive in self._drives().values()]
+        return {
+            "num_envs": size,
+            "timestep": float(model.opt.timestep),
+            "gravity": gravity.tolist(),
+            "gpu": self.settings.gpu,
+            "num_threads": self.settings.num_threads,
+            "position_iterations": self.settings.position_iterations,
+            "velocity_iterations": self.settings.velocity_iterations,
+            "contact_offset": self.settings.contact_offset,
+            "ground": d.ground,
+            "asset_root": folder,
+            "asset_file": "robot.xml",
+            "fixed_base": not d.floating,
+            "self_collision": d.self_collision,
+            "start": model.qpos0[:3].tolist() if d.floating else [0.0, 0.0, 0.0],
+            "dofs": list(d.dofs),
+            "bodies": list(d.bodies),
+            "watched": [names[b] for b in self.watched],
+            "drives": self._drives(),
+            "masses": self._masses(),
+            "friction": self._friction(),
+            "targets": "position" in modes,
+            "efforts": "effort" in modes,
+        }
+
+    # --- model fields ---------------------------------------------------------------------------------------
+
+    def _value(self, name: str) -> np.ndarray:
+        return self.fields[name].numpy() if name in self.fields else np.array(model_field(self.model, name))
+
+    def _rows(self, name: str) -> np.ndarray:
+        value = self._value(name)
+        core = value.shape if name not in self.fields else value.shape[value.ndim - self.ranks[name] :]
+        return np.broadcast_to(value, (self.size, *core))
+
+    def _drives(self) -> dict[str, Any]:
+        given = {name: self._value(name) for name in _DRIVES if name in self.fields}
+        found = layout.drives(self.model, self.actuators, given)
+        as_json = lambda x: x if isinstance(x, str) else np.asarray(x, dtype=float).tolist()  # noqa: E731
+        return {
+            name: {field: as_json(value) for field, value in drive._asdict().items()}
+            for name, drive in zip(self.description.dofs, found, strict=True)
+        }
+
+    def _masses(self) -> dict[str, Any]:
+        if not any(name in self.fields for name in ("body_mass", "body_inertia", "body_ipos")):
+            return {}
+        mass, inertia, centre = self._rows("body_mass"), self._rows("body_inertia"), self._rows("body_ipos")
+        found = {}
+        for name, b in zip(self.description.bodies, self.description.body_ids, strict=True):
+            if b >= 0:
+                flat = np.zeros(9)
+                mujoco.mju_quat2Mat(flat, self.model.body_iquat[b])
+                turn = flat.reshape(3, 3)
+                tensor = np.einsum("ij,nj,kj->nik", turn, inertia[:, b], turn).reshape(self.size, 9)
+                found[name] = np.concatenate([mass[:, b, None], centre[:, b], tensor], axis=1).tolist()
+        return found
+
+    def _friction(self) -> dict[str, Any]:
+        d, friction = self.description, self._rows("geom_friction")[..., 0]
+        floor = self._floor()
+        ground = d.ground if floor is None else friction[:, floor, None]
+        shapes = layout.shape_friction(friction, d.geoms, d.ground, ground)
+        shapes = np.round(shapes / _FRICTION_STEP) * _FRICTION_STEP
+        found: dict[str, Any] = {}
+        for name, b in zip(d.bodies, d.body_ids, strict=True):
+            own = [i for i, g in enumerate(d.geoms) if int(self.model.geom_bodyid[g]) == b]
+            if own:
+                found[name] = shapes[:, own].tolist()
+        return found
+
+    def _floor(self) -> int | None:
+        """The floor's geom, if there is one."""
+        if self.description.ground is None:
+            return None
+        planes = np.flatnonzero(self.model.geom_type == int(mujoco.mjtGeom.mjGEOM_PLANE))
+        return int(next(g for g in planes if self.model.geom_contype[g] or self.model.geom_conaffinity[g]))
+
+    def take_fields(self, fields: PhysicsParams) -> bool:
+        """Make the simulator's model fields these, and tell whether that can be done without starting it again."""
+        if not self.server.alive:
+            return False
+        if fields.keys() == self.seen.keys() and all(same_memory(fields[k], self.seen[k]) for k in fields):
+            return True
+        changed = {
+            name
+            for name in {*fields, *self.fields}
+            if name not in fields or name not in self.fields or not torch.equal(fields[name], self.fields[name])
+        }
+        if changed.intersection(_AT_START):
+            return False
+        self.fields = {name: value.clone() for name, value in fields.items()}
+        if changed.intersection(_DRIVES):
+            self.server.set_drives(self._drives())
+        if changed.intersection(_FRICTION):
+            self.server.set_friction(self._friction())
+        if changed:
+            self._derive()
+        self.seen = {n: None if field.is_inference() else (field, field._version) for n, field in fields.items()}
+        return True
+
+    def _derive(self) -> None:
+        """What a step computes with, from the model fields."""
+        tensor = lambda x: torch.as_tensor(np.array(x, dtype=np.float64))  # noqa: E731
+        limited = self.model.actuator_forcelimited.astype(bool)
+        limits = self._value("actuator_forcerange")
+        self.low = tensor(np.where(limited, limits[..., 0], -np.inf))
+        self.high = tensor(np.where(limited, limits[..., 1], np.inf))
+        self.gain = tensor(self._value("actuator_gainprm")[..., 0])
+        self.kv = tensor(-self._value("actuator_biasprm")[..., 2])
+        self.mass, self.inertia = tensor(self._value("body_mass")), tensor(self._value("body_inertia"))
+        gravity = tensor(self._value("opt.gravity"))
+        self.gravity = gravity if gravity.ndim == 1 else gravity[0]
+        centres = tensor(self._value("body_ipos"))
+        com = self.settings.velocity_point == "com"
+        self.com = centres[..., list(self.watched), :] if com else None
+        self.root_com = centres[..., 1, :] if com and self.description.floating else None
+
+    # --- stepping -------------------------------------------------------------------------------------------
+
+    def step(
+        self,
+        rows: Rows,
+        ctrl: Tensor,
+        wrench: Tensor | None,
+        substeps: int,
+        sane: Tensor,
+        simulate: bool = True,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """qpos, qvel and sensordata of the end of a step; of the rows that are not sane, anything.
+
+        Without `simulate` all is done but the physics, to be timed.
+        """
+        shared, dofs = self.server.tensors, len(self.description.dofs)
+        targets, efforts = layout.commands(self.actuators, ctrl, self.gain, self.low, self.high, dofs)
+        torch.index_select(targets.float(), 1, self.dof_order, out=shared["target"])
+        torch.index_select(efforts.float(), 1, self.dof_order, out=shared["effort"])
+        if wrench is not None:
+            sent = wrench.float()
+            torch.index_select(sent[..., 0:3], 1, self.body_ids, out=shared["force"])
+            torch.index_select(sent[..., 3:6], 1, self.body_ids, out=shared["torque"])
+        count = self._write_state(rows, sane)
+        # If this fails, the server is gone, and the next call starts another.
+        self.written = self.server.step(substeps, count, wrench is not None, simulate)
+        self.qpos, self.qvel = self._read_state()
+        # Copies, since the caller may write into what is returned, and what was returned is to be known.
+        return self.qpos.clone(), self.qvel.clone(), self._sensors(rows, ctrl, substeps)
+
+    def _write_state(self, rows: Rows, sane: Tensor) -> int:
+        """Hand over the rows that the simulator has not returned as they are. Returns how many."""
+        if self.qpos is None or self.qvel is None:
+            changed = sane
+        else:
+            changed = ((rows.qpos != self.qpos).any(dim=1) | (rows.qvel != self.qvel).any(dim=1)) & sane
+        chosen = torch.nonzero(changed).squeeze(1)
+        count = len(chosen)
+        if count:
+            shared, d = self.server.tensors, self.description
+            qpos, qvel = rows.qpos[chosen], rows.qvel[chosen]
+            shared["rows"][:count] = chosen.int()
+            if d.floating:
+                com = self.root_com
+                com = com if com is None or com.ndim == 1 else com[chosen]
+                shared["root_in"][:count] = layout.root_from_qpos(qpos, qvel, com).float()
+            if d.dofs:
+                state = torch.stack([qpos[:, d.dof_qpos], qvel[:, d.dof_qvel]], dim=2).float()
+                shared["dof_in"][:count] = state[:, self.dof_order]
+        return count
+
+    def _read_state(self) -> tuple[Tensor, Tensor]:
+        shared = self.server.tensors
+        state = shared["dof"].index_select(1, self.dof_places).double()
+        position, velocity = state[..., 0], state[..., 1]
+        if not self.description.floating:
+            return position.clone(), velocity.clone()
+        root_qpos, root_qvel = layout.qpos_from_root(shared["root"], self.root_com)
+        return torch.cat([root_qpos, position], dim=1), torch.cat([root_qvel, velocity], dim=1)
+
+    def _sensors(self, rows: Rows, ctrl: Tensor, substeps: int) -> Tensor:
+        assert self.qpos is not None and self.qvel is not None
+        if not self.sensors:
+            return rows.sensordata.clone()
+        shared = self.server.tensors
+        bodies = layout.bodies_from_tensors(self.watched, shared["body"], shared["contact"], self.com)
+        force = layout.actuator_force(
+            self.actuators, ctrl, self.qpos, self.qvel, self.gain, self.kv, self.low, self.high
+        )
+        gear = force.new_tensor(self.actuators.gear)
+        joint_force = force.new_zeros(self.size, self.model.nv)
+        joint_force = joint_force.index_copy(1, torch.as_tensor(self.actuators.qvel), gear * force)
+        motion = layout.Motion(
+            qpos=self.qpos,
+            qvel=self.qvel,
+            qpos_before=rows.qpos,
+            before=rows.qvel,
+            elapsed=substeps * float(self.model.opt.timestep),
+            gravity=self.gravity,
+            force=force,
+            joint_force=joint_force,
+            mass=self.mass,
+            inertia=self.inertia,
+        )
+        return layout.sensor_values(self.model, self.sensors, bodies, motion)
