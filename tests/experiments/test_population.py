@@ -1,6 +1,7 @@
 """Populations from the command line: what members may be, and what they leave behind."""
 
 import math
+from typing import Any, cast
 
 import pytest
 import torch
@@ -49,7 +50,7 @@ def test_members_are_told_the_best_first_and_those_that_are_stuck_last(tmp_path)
     assert members.summary() == ""
     for name in ("low", "unknown", "high", "stuck"):
         (tmp_path / name).mkdir()
-    members.state = object()  # something has been written
+    members.state = cast(Any, object())  # something has been written
     members._newest = {
         "episode/return": [1.0, math.nan, 3.0, 9.0],
         "population/stuck": [0.0, 0.0, 0.0, 1.0],
@@ -72,7 +73,7 @@ def test_members_are_compared_by_what_the_experiment_is_judged_by(tmp_path):
     long = (lines[0], "one: --training.best-metric episode/length")
     population = build(Config("experiments.ppo_cartpole", long, training=training))
     _, metrics = population.algorithm.update(population.algorithm.init(random.key(0)))
-    assert population.summary().startswith("members, by episode/length:")
+    assert population.summary is not None and population.summary().startswith("members, by episode/length:")
     assert torch.allclose(metrics["population/best"], metrics["episode/length"], equal_nan=True)
     wrong = build(Config("experiments.ppo_cartpole", lines, score="return", training=training))
     with pytest.raises(InputError, match="score must be one of"):

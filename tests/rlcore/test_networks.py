@@ -225,7 +225,7 @@ def test_layers_side_by_side_equal_a_loop_in_value_gradient_and_tangent(dims, ba
         return torch.nn.functional.linear(x, weight, bias).sin().sum()
 
     grads = torch.vmap(torch.func.grad(value, argnums=(0, 1, 2)), in_dims=dims)(*given)
-    _, change = torch.func.jvp(lambda *t: torch.vmap(value, in_dims=dims)(*t), tuple(given), tuple(tangents))
+    change = torch.func.jvp(lambda *t: torch.vmap(value, in_dims=dims)(*t), tuple(given), tuple(tangents))[1]
     outputs = torch.vmap(linear, in_dims=dims)(*given)
     for i in range(6):
         own = at(given, i)
