@@ -158,6 +158,8 @@ class Server:
                 stderr=subprocess.STDOUT,
                 pass_fds=inherited,
                 cwd="/",
+                # Ctrl-C is for the training, which wants to end its step and save.
+                start_new_session=True,
             )
         except OSError as error:
             for descriptor in (self.memory, lifeline, held):
@@ -202,12 +204,13 @@ class Server:
         size = max(offset, 64)
         os.ftruncate(self.memory, size)
         mapped = np.memmap(os.fdopen(os.dup(self.memory), "r+b"), np.uint8, "r+", shape=(size,))
-        self.tensors = {
-            name: torch.from_numpy(
-                np.ndarray(shape, kind, buffer=mapped.data, offset=start)  # the memory lives as long as the array
-            )
-            for name, start, shape, kind in places
-        }
+        with torch.inference_mode(False):  # what is made there could not be written anywhere else
+            self.tensors = {
+                name: torch.from_numpy(
+                    np.ndarray(shape, kind, buffer=mapped.data, offset=start)  # the memory lives as long as the array
+                )
+                for name, start, shape, kind in places
+            }
         self._ask({"size": size, "places": places}, self.settings.start_timeout, "mapping memory")
 
     def step(self, substeps: int, written: int, wrench: bool, simulate: bool = True) -> int:
@@ -239,9 +242,16 @@ class Server:
             raise self._hung(timeout, what) from None
         except (EOFError, ConnectionResetError):
             raise self._gone(what) from None
-        if "error" in answer:
+        except BaseException:
+            # Interrupted between question and answer: the next answer would be this one's.
             self.close()
-            raise InputError(f"{answer['error']} (--physics isaacgym)")
+            raise
+        if "error" in answer:
+            words = self.last_words()
+            self.close()
+            if answer["refused"]:
+                raise InputError(f"{answer['error']} (--physics isaacgym)")
+            raise RuntimeError(f"the Isaac Gym server failed in {what}: {answer['error']}; it printed: {words}")
         return dict(answer)
 
     def _read(self, size: int) -> bytes:
@@ -260,9 +270,9 @@ class Server:
     def _gone(self, what: str) -> RuntimeError:
         try:
             code = self.process.wait(10.0)
+            how = f"by signal {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
         except subprocess.TimeoutExpired:
-            code = 0
-        how = f"by signal {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
+            how = "its talk"
         words = self.last_words()
         self.close()
         return RuntimeError(f"the Isaac Gym server ended {how} in {what}{': ' + words if words else ''}")

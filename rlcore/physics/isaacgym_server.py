@@ -63,7 +63,8 @@ def die_with_parent(parent, lifeline):
     `lifeline` is a pipe whose other end only the parent holds. A process that the parent has forked may hold it too,
     so the parent's number is looked at as well.
     """
-    own = os.getpid()
+    # A script that sets up the environment may stand between the two.
+    own, above = os.getpid(), os.getppid()
     alive, held = os.pipe()
     if os.fork():
         os.close(alive)
@@ -80,7 +81,7 @@ def die_with_parent(parent, lifeline):
         ready, _, _ = select.select([lifeline, alive], [], [], _WATCH)
         if alive in ready:
             os._exit(0)
-        if lifeline in ready or _parent_of(own) != parent:
+        if lifeline in ready or _parent_of(own) != above or not os.path.exists("/proc/%d" % parent):
             with contextlib.suppress(OSError):
                 os.kill(own, signal.SIGKILL)
             os._exit(0)
@@ -395,13 +396,14 @@ def main(arguments):
     try:
         serve(channel, memory_descriptor)
     except Refused as error:
-        send(channel, {"error": str(error)})
+        send(channel, {"error": str(error), "refused": True})
         return 2
     except (BrokenPipeError, ConnectionResetError):
         return 0
     except Exception as error:
         traceback.print_exc()
-        send(channel, {"error": "%s: %s" % (type(error).__name__, " ".join(str(error).split()))})
+        text = "%s: %s" % (type(error).__name__, " ".join(str(error).split()))
+        send(channel, {"error": text, "refused": False})
         return 1
     return 0
 

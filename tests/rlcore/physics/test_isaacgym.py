@@ -30,7 +30,7 @@ from rlcore.physics.mujoco import MujocoEngine
 from rlcore.tree import index, map_leaves, named_leaves, replace, stack
 from tasks.cartpole import MODEL as CARTPOLE
 from tests.rlcore.physics.test_engine import MODEL as BOX
-from tests.rlcore.physics.test_engine import noise, row
+from tests.rlcore.physics.test_engine import noise
 
 STANDIN = Path(__file__).resolve().parents[2] / "isaacgym_standin"
 # The robot of the other engines' tests with a servo that has no activation of its own.
@@ -510,12 +510,69 @@ def test_a_robot_on_the_floor_feels_it(engine, reference):
     assert (after.sensordata[0, engine.model.sensor("touch")] > 0).all()
 
 
-def test_one_process_has_one_server(python):
-    server = cartpole(python).simulator(1).server
-    assert isinstance(server, Server) and server.alive
+def test_a_server_can_be_closed_twice_and_another_batch_size_has_another(python):
+    engine = cartpole(python)
+    server, other = engine.simulator(1).server, engine.simulator(2).server
+    assert isinstance(server, Server) and server.alive and other.process.pid != server.process.pid
+    assert engine.simulator(1).server is server
     server.close()
     server.close()
-    assert not server.alive and row({"a": torch.ones(1)}, 0)["a"] == 1
+    assert not server.alive and other.alive
+    engine.close()
+    assert not other.alive
+
+
+def test_ctrl_c_is_not_for_the_server(python):
+    engine = cartpole(python)
+    state = engine.initial(torch.zeros(2), torch.zeros(2))
+    engine.step({}, state, noise(1), substeps=1)
+    process = engine.simulator(1).server.process
+    # A terminal sends it to the processes of one group.
+    assert os.getpgid(process.pid) != os.getpgid(0)
+    engine.close()
+
+
+def test_a_question_that_is_interrupted_leaves_no_answer_for_the_next(python, monkeypatch):
+    engine = cartpole(python)
+    state, ctrl = engine.initial(noise(2, scale=0.1), noise(2, scale=0.1)), noise(1)
+    first = engine.step({}, state, ctrl, substeps=2)
+    expected = engine.step({}, first, ctrl, substeps=2)
+    process = engine.simulator(1).server.process
+
+    def interrupted(self, size):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Server, "_read", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            engine.simulator(1).server.step(1, 0, False)
+    assert gone(process.pid)
+    again = engine.step({}, state, ctrl, substeps=2)
+    assert_close(engine.step({}, again, ctrl, substeps=2), expected, 0.0)
+    engine.close()
+
+
+def test_it_begins_in_inference_mode_and_goes_on_outside(python):
+    engine = cartpole(python)
+    state, ctrl = engine.initial(noise(2, scale=0.1), noise(2, scale=0.1)), noise(1)
+    with torch.inference_mode():
+        first = engine.step({}, state, ctrl, substeps=2)
+    assert_close(engine.step({}, state, ctrl, substeps=2), first, 0.0)
+    engine.close()
+
+
+def test_a_script_may_stand_between_training_and_server(tmp_path):
+    program = os.environ.get("RLCORE_STANDIN_PYTHON", sys.executable)
+    path = script(tmp_path, f'export PYTHONPATH={shlex.quote(str(STANDIN))}\n{shlex.quote(program)} "$@"\nexit $?\n')
+    engine = cartpole(path)
+    state = engine.initial(torch.zeros(2), torch.zeros(2))
+    engine.step({}, state, noise(1), substeps=1)
+    time.sleep(1.0)  # longer than the server takes to look for its parent
+    engine.step({}, state, noise(1), substeps=1)
+    launcher = engine.simulator(1).server.process.pid
+    (inner,) = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
+    engine.close()
+    assert gone(launcher) and gone(int(inner))
 
 
 # --- What uses it -------------------------------------------------------------------------------------------
