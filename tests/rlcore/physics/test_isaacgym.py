@@ -497,7 +497,7 @@ def test_a_rule_that_is_broken_is_noticed(python, tmp_path, monkeypatch, referen
         touch = engine.model.sensor("touch")
         assert (state.sensordata[0, touch] > 0).all(), "no touch"
 
-    with pytest.raises((InputError, AssertionError), match=words):
+    with pytest.raises((InputError, RuntimeError, AssertionError), match=words):
         run()
     engine.close()
     monkeypatch.undo()
