@@ -10,7 +10,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import tyro
 
 from benchmarks.report import machine, machine_line
 from rlcore.physics.engine import Rows
@@ -67,4 +66,6 @@ def _median(call: Callable[[], None], count: int) -> float:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config))
+    from experiments.cli import command
+
+    command(Config, main)

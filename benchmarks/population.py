@@ -16,7 +16,7 @@ import torch
 import tyro
 
 from algos.population import make_population
-from benchmarks.report import RESULTS, header, machine_line, made
+from benchmarks.report import RESULTS, header, machine_line, made, spread
 from experiments.cli import parse
 from experiments.side_by_side import config_class
 from rlcore import random
@@ -97,7 +97,7 @@ def measure(config: Config) -> dict[str, Any]:
         "members": config.members,
         "threads": config.threads,
         "updates_per_second": {name: {"median": statistics.median(x), "blocks": x} for name, x in speeds.items()},
-        "ratio": {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)},
+        "ratio": spread(ratios),
     }
 
 

@@ -4,10 +4,11 @@ import importlib.metadata
 import os
 import platform
 import shlex
+import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,11 @@ def machine_line(described: Mapping[str, Any]) -> str:
     """The machine in one line, for the top of a table."""
     versions = ", ".join(f"{name} {described[name]}" for name in ("python", "torch", "mujoco"))
     return f"{described['cpu']}, {described['cores']} cores, {versions}"
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Median, lowest and highest of what blocks gave."""
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
 def made(directory: Path) -> Path:

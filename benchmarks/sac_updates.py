@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from algos.sac import SACConfig, make_sac
-from benchmarks.report import RESULTS, header, machine_line, made
+from benchmarks.report import RESULTS, header, machine_line, made, spread
 from rlcore import random, tree
 from rlcore.env import Env, auto_reset, scale_actions
 from rlcore.errors import InputError
@@ -155,7 +155,7 @@ def measure(config: Config) -> dict[str, Any]:
         "batch_size": config.batch_size,
         "layers": list(config.layers),
         "updates_per_second": {name: {"median": statistics.median(x), "blocks": x} for name, x in speeds.items()},
-        "ratio": {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)},
+        "ratio": spread(ratios),
     }
 
 

@@ -18,7 +18,6 @@ blocks: a machine that slows down slows them all.
 import contextlib
 import dataclasses
 import importlib
-import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from pathlib import Path
 from textwrap import wrap
 from typing import Any, Literal, NamedTuple
 
-from benchmarks.report import RESULTS, header, machine_line, made
+from benchmarks.report import RESULTS, header, machine_line, made, spread
 from rlcore.errors import InputError
 from rlcore.metrics import write_json
 
@@ -146,17 +145,13 @@ def summary(blocks: Mapping[str, Sequence[Block]], num_envs: int, substeps: int)
     levels: dict[str, Any] = {}
     for level, speed in speeds.items():
         levels[level] = {
-            "control_steps_per_second": _spread(speed),
-            "physics_steps_per_second": _spread([substeps * x for x in speed]),
+            "control_steps_per_second": spread(speed),
+            "physics_steps_per_second": spread([substeps * x for x in speed]),
             "blocks": [block._asdict() for block in blocks[level]],
         }
         if level != "engine":
-            levels[level]["share"] = _spread([x / y for x, y in zip(speed, speeds["engine"], strict=True)])
+            levels[level]["share"] = spread([x / y for x, y in zip(speed, speeds["engine"], strict=True)])
     return {"num_envs": num_envs, "levels": levels}
-
-
-def _spread(values: Sequence[float]) -> dict[str, float]:
-    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
 def shortfalls(rows: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -41,10 +41,9 @@ _GEOMS = {
 _PLANE = int(mujoco.mjtGeom.mjGEOM_PLANE)
 _FREE, _SLIDE, _HINGE = (int(getattr(mujoco.mjtJoint, f"mjJNT_{k}")) for k in ("FREE", "SLIDE", "HINGE"))
 _SITE, _BODY, _XBODY = (int(getattr(mujoco.mjtObj, f"mjOBJ_{k}")) for k in ("SITE", "BODY", "XBODY"))
-_SENSORS = (
-    *("FRAMEPOS", "FRAMEQUAT", "FRAMELINVEL", "FRAMEANGVEL", "GYRO", "VELOCIMETER", "ACCELEROMETER", "TOUCH"),
-    *("JOINTPOS", "JOINTVEL", "ACTUATORFRC", "JOINTACTFRC", "SUBTREEANGMOM"),
-)
+# Sensors that are computed from the state of the body that they are on.
+_OF_BODIES = ("FRAMEPOS", "FRAMEQUAT", "FRAMELINVEL", "FRAMEANGVEL", "GYRO", "VELOCIMETER", "TOUCH")
+_SENSORS = (*_OF_BODIES, "ACCELEROMETER", "JOINTPOS", "JOINTVEL", "ACTUATORFRC", "JOINTACTFRC", "SUBTREEANGMOM")
 _KIND = {int(getattr(mujoco.mjtSensor, f"mjSENS_{name}")): name for name in _SENSORS}
 
 
@@ -546,15 +545,7 @@ def sensors_of(model: mujoco.MjModel) -> tuple[Sensor, ...]:
             raise _refuse(f"sensor {name!r} is attached to neither a site nor a body")
         if kind == "ACCELEROMETER" and not (model.njnt and int(model.jnt_type[0]) == _FREE and body == 1):
             raise _refuse(f"accelerometer {name!r} is not on a root that moves freely")
-        if body == 0 and kind in (
-            "FRAMEPOS",
-            "FRAMEQUAT",
-            "FRAMELINVEL",
-            "FRAMEANGVEL",
-            "GYRO",
-            "VELOCIMETER",
-            "TOUCH",
-        ):
+        if body == 0 and kind in _OF_BODIES:
             raise _refuse(f"sensor {name!r} is fixed to the world")
         start = int(model.sensor_adr[s])
         place = slice(start, start + int(model.sensor_dim[s]))
@@ -664,8 +655,7 @@ def sensor_values(model: mujoco.MjModel, sensors: Sequence[Sensor], bodies: Bodi
 
 def watched(model: mujoco.MjModel, sensors: Sequence[Sensor]) -> tuple[int, ...]:
     """The bodies whose states the sensors are computed from."""
-    frames = ("FRAMEPOS", "FRAMEQUAT", "FRAMELINVEL", "FRAMEANGVEL", "GYRO", "VELOCIMETER", "TOUCH")
-    needed = {s.body for s in sensors if s.kind in frames}
+    needed = {s.body for s in sensors if s.kind in _OF_BODIES}
     for sensor in sensors:
         if sensor.kind == "SUBTREEANGMOM":
             needed |= set(_subtree(model, sensor.body))
