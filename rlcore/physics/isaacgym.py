@@ -40,6 +40,7 @@ from rlcore.errors import InputError
 from rlcore.physics import isaacgym_model as layout
 from rlcore.physics.engine import FAULT_ACTION, FAULT_NONE, FAULT_UNSTABLE, PhysicsParams, Rows
 from rlcore.physics.mujoco import STATE_LIMIT, ModelEngine, MujocoEngine, model_field, same_memory
+from rlcore.tree import where
 
 PYTHON_VARIABLE = "RLCORE_ISAACGYM_PYTHON"
 GPU_VARIABLE = "RLCORE_ISAACGYM_GPU"
@@ -387,7 +388,7 @@ class IsaacGymEngine(ModelEngine):
         out = Rows(time, qpos, qvel, rows.act.clone(), torch.zeros_like(rows.warmstart), sensordata)
         if bool(fault.any()):
             bad = fault != FAULT_NONE
-            out = Rows(*(_choose(bad, before, after) for before, after in zip(rows, out, strict=True)))
+            out = Rows(*(where(bad, before, after) for before, after in zip(rows, out, strict=True)))
             self._record(fields, rows, ctrl, wrench, substeps, key, fault.numpy(), {})
         return out, fault
 
@@ -407,10 +408,6 @@ def _sane(qpos: Tensor, qvel: Tensor) -> Tensor:
     """`[N]` whether positions and velocities are finite and within bounds."""
     worst = torch.maximum(qpos.abs().amax(1), qvel.abs().amax(1)) if qpos.shape[1] else qpos.new_zeros(len(qpos))
     return worst < STATE_LIMIT  # NaN compares false
-
-
-def _choose(condition: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    return torch.where(condition.reshape(-1, *(1,) * (a.ndim - 1)), a, b)
 
 
 class _Simulator:

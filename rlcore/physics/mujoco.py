@@ -40,6 +40,7 @@ from rlcore.physics.engine import (
     Rows,
     record_fault,
 )
+from rlcore.tree import where
 
 # Positions and velocities beyond this (m, rad, m/s, rad/s) are no robot's: the simulation has exploded.
 STATE_LIMIT = 1e4
@@ -234,7 +235,7 @@ class MujocoEngine(ModelEngine):
         out = buffers.read()
         if fault.any():
             bad = torch.from_numpy(fault != FAULT_NONE)
-            out = Rows(*(_choose(bad, before, after) for before, after in zip(rows, out, strict=True)))
+            out = Rows(*(where(bad, before, after) for before, after in zip(rows, out, strict=True)))
             self._record(fields, rows, ctrl, wrench, substeps, key, fault, errors)
         return out, torch.from_numpy(fault)
 
@@ -313,7 +314,7 @@ class MujocoEngine(ModelEngine):
         jacobian = (after[:, 0] - after[:, 1]) / (2 * _DIFFERENCE)
         # Where a step fails nothing can be said of its slope.
         usable = torch.from_numpy(sane.reshape(n, -1).all(axis=1)) & torch.isfinite(jacobian).all(-1).all(-1)
-        return _choose(usable, jacobian, jacobian.new_zeros(())).transpose(1, 2).contiguous()
+        return where(usable, jacobian, jacobian.new_zeros(())).transpose(1, 2).contiguous()
 
     def tangent_rows(self, qpos: Tensor) -> Tensor:
         tangent = _tangent_map(self.mjmodel, qpos.numpy())
@@ -469,10 +470,6 @@ def same_memory(a: Tensor, seen: tuple[Tensor, int] | None) -> bool:
         and a.stride() == b.stride()
         and a.dtype == b.dtype
     )
-
-
-def _choose(condition: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    return torch.where(condition.reshape(-1, *(1,) * (a.ndim - 1)), a, b)
 
 
 def feeds_constants(name: str) -> bool:
