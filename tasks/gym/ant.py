@@ -9,7 +9,7 @@ from torch import Tensor
 from rlcore import random
 from rlcore.env import Env, EnvState, Params, make_env, time_limit
 from rlcore.physics.engine import PhysicsState
-from rlcore.physics.mujoco import MujocoEngine
+from rlcore.physics.engines import Physics, make_engine
 from rlcore.rewards import Term, action_size
 from tasks.gym.model import EPISODE_STEPS, gym_model
 
@@ -18,15 +18,20 @@ NOISE = 0.1  # m and rad, uniform; m/s and rad/s, the deviation of a normal dist
 STRONGEST = 1.0  # N and N m, at which external forces are clipped
 
 
-def make_gym_ant(num_threads: int = 0, steps: int = EPISODE_STEPS) -> Env:
+def make_gym_ant(num_threads: int = 0, steps: int = EPISODE_STEPS, physics: Physics = "mujoco") -> Env:
     """Ant-v5 with a limit of `steps` control steps, without automatic resets.
 
+    Args:
+      num_threads: physics threads; 0 takes every CPU.
+      steps: length of an episode, control steps.
+      physics: the engine, see `rlcore.physics.engines`.
+
     Raises:
-      InputError: if Gymnasium is not installed.
+      InputError: if Gymnasium is not installed; and as from `make_engine`.
     """
-    engine = MujocoEngine(gym_model("ant.xml"), num_threads, extra=("xpos", "cfrc_ext"))
+    engine = make_engine(gym_model("ant.xml"), num_threads, ("xpos", "cfrc_ext"), physics=physics)
     model = engine.model
-    start = torch.from_numpy(engine.mjmodel.qpos0.copy())
+    start = torch.tensor(engine.mjmodel.qpos0)
     forces = model.sensor("cfrc_ext")
     # Gymnasium reads the torso's place where the last evaluation of the dynamics left it, not from qpos.
     torso_x = model.sensor("xpos").start + 3 * model.body("torso")

@@ -9,7 +9,7 @@ from torch import Tensor
 from rlcore import random
 from rlcore.env import Env, EnvState, Params, make_env, time_limit
 from rlcore.physics.engine import PhysicsState
-from rlcore.physics.mujoco import MujocoEngine
+from rlcore.physics.engines import Physics, make_engine
 from rlcore.rewards import Term, action_size
 from tasks.gym.model import EPISODE_STEPS, gym_model
 
@@ -18,16 +18,21 @@ NOISE = 1e-2  # m, rad, and per second, around the state that the model begins i
 CONTACT_WEIGHT, MOST_CONTACT = 5e-7, 10.0  # of the squared external forces, (N, N m)^2; and the most that it costs
 
 
-def make_gym_humanoid(num_threads: int = 0, steps: int = EPISODE_STEPS) -> Env:
+def make_gym_humanoid(num_threads: int = 0, steps: int = EPISODE_STEPS, physics: Physics = "mujoco") -> Env:
     """Humanoid-v5 with a limit of `steps` control steps, without automatic resets.
 
+    Args:
+      num_threads: physics threads; 0 takes every CPU.
+      steps: length of an episode, control steps.
+      physics: the engine, see `rlcore.physics.engines`.
+
     Raises:
-      InputError: if Gymnasium is not installed.
+      InputError: if Gymnasium is not installed; and as from `make_engine`.
     """
     extra = ("subtree_com", "cinert", "cvel", "qfrc_actuator", "cfrc_ext")
-    engine = MujocoEngine(gym_model("humanoid.xml"), num_threads, extra=extra)
+    engine = make_engine(gym_model("humanoid.xml"), num_threads, extra, physics=physics)
     model = engine.model
-    start = torch.from_numpy(engine.mjmodel.qpos0.copy())
+    start = torch.tensor(engine.mjmodel.qpos0)
     forces = model.sensor("cfrc_ext")
     # Rows of bodies begin with the world's, which is the centre of mass of all that is in it.
     centre_x = model.sensor("subtree_com").start

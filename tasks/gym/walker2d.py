@@ -9,7 +9,7 @@ from torch import Tensor
 from rlcore import random
 from rlcore.env import Env, EnvState, Params, make_env, time_limit
 from rlcore.physics.engine import PhysicsState
-from rlcore.physics.mujoco import MujocoEngine
+from rlcore.physics.engines import Physics, make_engine
 from rlcore.rewards import Term, action_size
 from tasks.gym.model import EPISODE_STEPS, gym_model
 
@@ -18,15 +18,20 @@ NOISE = 5e-3  # m, rad, and per second, around the state that the model begins i
 FASTEST = 10.0  # m/s and rad/s, at which observed velocities are clipped
 
 
-def make_gym_walker2d(num_threads: int = 0, steps: int = EPISODE_STEPS) -> Env:
+def make_gym_walker2d(num_threads: int = 0, steps: int = EPISODE_STEPS, physics: Physics = "mujoco") -> Env:
     """Walker2d-v5 with a limit of `steps` control steps, without automatic resets.
 
+    Args:
+      num_threads: physics threads; 0 takes every CPU.
+      steps: length of an episode, control steps.
+      physics: the engine, see `rlcore.physics.engines`.
+
     Raises:
-      InputError: if Gymnasium is not installed.
+      InputError: if Gymnasium is not installed; and as from `make_engine`.
     """
-    engine = MujocoEngine(gym_model("walker2d_v5.xml"), num_threads)
+    engine = make_engine(gym_model("walker2d_v5.xml"), num_threads, physics=physics)
     model = engine.model
-    start = torch.from_numpy(engine.mjmodel.qpos0.copy())
+    start = torch.tensor(engine.mjmodel.qpos0)
 
     def initial(params: Params, key: Tensor) -> tuple[Tensor, Tensor]:
         noise = random.uniform(key, (model.nq + model.nv,), -NOISE, NOISE, dtype=torch.float64)

@@ -132,6 +132,28 @@ def test_vmap_equals_a_loop(pair):
                 assert torch.equal(a, b), name
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", TASKS)
+def test_a_gpu_simulates_the_same(name):
+    make = TASKS[name][0]
+    on_cpu = make(1)
+    with torch.device("cuda"):
+        on_gpu = make(physics="warp")
+    keys = random.split(random.key(5), 4)
+    low, high = on_cpu.spec.action_low[0], on_cpu.spec.action_high[0]
+    actions = random.uniform(random.key(6), (4, on_cpu.spec.action_size), low, high)
+    seen = []
+    for env, device in ((on_cpu, "cpu"), (on_gpu, "cuda")):
+        many = batch(env)
+        state, _ = many.reset(env.params, keys.to(device))
+        for _ in range(3):
+            state, transition = many.step(env.params, state, actions.to(device))
+        seen.append({"obs": transition.next_obs["policy"].cpu(), "reward": transition.reward.cpu()})
+    for part, values in seen[0].items():
+        # In single precision on the GPU, through 3 control steps.
+        torch.testing.assert_close(seen[1][part], values, rtol=1e-2, atol=1e-2)
+
+
 def test_episodes_are_cut_after_their_steps():
     env = make_gym_walker2d(1, steps=3)
     state, _ = env.reset(env.params, random.key(0))
