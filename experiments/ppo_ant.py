@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from algos.ppo import PPOConfig, make_ppo
 from experiments.cli import run
 from experiments.recording import filmed, recorded_faults
-from experiments.search_space import PPO_SEARCH
+from experiments.search_space import PPO_KL_SEARCH
 from rlcore.env import auto_reset
 from rlcore.experiment import Experiment, TrainingConfig
 from rlcore.physics.engines import Physics
@@ -54,7 +54,7 @@ class Config:
         return self.episode_steps * CONTROL_DT
 
 
-SEARCH = PPO_SEARCH
+SEARCH = PPO_KL_SEARCH
 
 
 def build(config: Config) -> Experiment:

@@ -6,7 +6,7 @@ from typing import Literal
 
 from algos.ppo import PPOConfig
 from experiments.cli import run
-from experiments.search_space import PPO_SEARCH
+from experiments.search_space import PPO_KL_SEARCH
 from experiments.walking import WalkingConfig, build_walking, ppo_learner, walking_ppo, walking_training
 from rlcore.env import Env, encoder_offset, observation_noise
 from rlcore.experiment import Experiment, TrainingConfig
@@ -40,7 +40,7 @@ class Config(WalkingConfig):
     training: TrainingConfig = field(default_factory=lambda: walking_training(iterations=4000))
 
 
-SEARCH = PPO_SEARCH
+SEARCH = PPO_KL_SEARCH
 
 
 def build(config: Config) -> Experiment:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from algos.ppo import PPOConfig
 from experiments.cli import run
-from experiments.search_space import PPO_SEARCH
+from experiments.search_space import PPO_KL_SEARCH
 from experiments.walking import WalkingConfig, build_walking, ppo_learner, walking_ppo, walking_training
 from rlcore.experiment import Experiment, TrainingConfig
 from tasks.humanoid.velocity import make_humanoid_velocity
@@ -19,7 +19,7 @@ class Config(WalkingConfig):
     training: TrainingConfig = field(default_factory=lambda: walking_training(iterations=1900))
 
 
-SEARCH = PPO_SEARCH
+SEARCH = PPO_KL_SEARCH
 
 
 def build(config: Config) -> Experiment:

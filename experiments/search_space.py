@@ -59,6 +59,12 @@ PPO_SEARCH: Space = {
 }
 """What PPO's learning depends on most; minibatches are what divides a batch."""
 
+PPO_KL_SEARCH: Space = {
+    "ppo.kl_target": Between(0.002, 0.2, log=True),
+    **{name: values for name, values in PPO_SEARCH.items() if name != "ppo.learning_rate"},
+}
+"""The same where a KL target chooses the learning rate, and so takes its place."""
+
 SAC_SEARCH: Space = {
     "sac.policy_learning_rate": Between(1e-5, 1e-2, log=True),
     "sac.value_learning_rate": Between(1e-5, 1e-2, log=True),

@@ -1,11 +1,13 @@
 """Searching for settings: what a range may be, and a real sweep that is killed and goes on."""
 
 import csv
+import importlib
 import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +15,12 @@ from experiments.cli import command
 from experiments.search_space import Between, OneOf, flags, read_range
 from experiments.sweep import Config, main, search_space
 from rlcore.errors import InputError
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (Path(__file__).parents[2] / "experiments").glob("ppo_*.py")))
+def test_a_learning_rate_is_searched_only_where_nothing_else_chooses_it(name):
+    module = importlib.import_module(f"experiments.{name}")
+    assert ("ppo.learning_rate" in module.SEARCH) == (module.Config().ppo.kl_target is None)
 
 
 def test_ranges_as_they_are_typed():
