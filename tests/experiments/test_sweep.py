@@ -17,7 +17,10 @@ from experiments.sweep import Config, main, search_space
 from rlcore.errors import InputError
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in (Path(__file__).parents[2] / "experiments").glob("ppo_*.py")))
+PPO = sorted(path.stem for path in (Path(__file__).parents[2] / "experiments").glob("ppo_*.py"))
+
+
+@pytest.mark.parametrize("name", PPO)
 def test_a_learning_rate_is_searched_only_where_nothing_else_chooses_it(name):
     module = importlib.import_module(f"experiments.{name}")
     assert ("ppo.learning_rate" in module.SEARCH) == (module.Config().ppo.kl_target is None)
