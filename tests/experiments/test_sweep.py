@@ -16,7 +16,6 @@ from experiments.search_space import Between, OneOf, flags, read_range
 from experiments.sweep import Config, main, search_space
 from rlcore.errors import InputError
 
-
 PPO = sorted(path.stem for path in (Path(__file__).parents[2] / "experiments").glob("ppo_*.py"))
 
 
