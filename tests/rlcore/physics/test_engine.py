@@ -76,6 +76,7 @@ class Subject(NamedTuple):
       fields: groups of model fields that go together and may differ from robot to robot at any time.
       sizes: batch sizes in which it is called in between, more than it keeps with the one that it is called in.
       sensor_age: how old sensors are after a step, physics substeps.
+      warm: whether a step goes on from the state's warm start.
       lacks: what it has not, and the words with which it refuses it.
       more: further fields, which it takes at a cost.
     """
@@ -86,6 +87,7 @@ class Subject(NamedTuple):
     fields: tuple[tuple[str, ...], ...]
     sizes: int
     sensor_age: int
+    warm: bool
     lacks: dict[str, str]
     more: tuple[tuple[str, ...], ...] = ()
 
@@ -103,6 +105,7 @@ ENGINES = {
         fields=tuple((name,) for name in FIELDS),
         sizes=8,
         sensor_age=1,
+        warm=True,
         lacks={},
     ),
     "isaacgym": Subject(
@@ -112,6 +115,7 @@ ENGINES = {
         fields=(("geom_friction",), ("dof_damping",), ("actuator_gainprm", "actuator_biasprm")),
         sizes=3,
         sensor_age=0,
+        warm=False,
         lacks={
             "derivatives": "Isaac Gym has no derivatives: differentiate on the engine of rlcore.physics.mujoco",
             "activations": "actuator 'servo' has an activation of its own",
@@ -536,6 +540,15 @@ def test_sensors_after_a_step_are_as_old_as_is_said(subject, engine):
         assert (told - newer[:, place]).abs().max() > 1e-3
     # The motor's torque is its control.
     torch.testing.assert_close(step(3).sensordata[:, engine.model.sensor("torque")][:, 0], ctrl[:, 1])
+
+
+def test_the_warm_start_is_used_or_is_nothing(subject, engine):
+    states, ctrl = some_states(engine, 6), noise(6, 2)
+    step = vmap(lambda s, c: engine.step({}, s, c, substeps=2))
+    after, cold = step(states, ctrl), step(replace(states, warmstart=0.0 * states.warmstart), ctrl)
+    assert (after.warmstart != 0).any() == subject.warm
+    # Of robots on the floor, whose contacts the solver has to find.
+    assert torch.equal(after.qvel[:3], cold.qvel[:3]) != subject.warm
 
 
 # --- Derivatives ------------------------------------------------------------------------------------------

@@ -434,7 +434,7 @@ def test_the_engine_is_chosen_by_name(python, monkeypatch):
     settings = Settings(python, gpu=-1, num_position_iterations=7, contact_offset=0.01)
     engines.check_available(settings)
     made = make_engine(model, physics=settings)
-    assert made.settings == settings
+    assert isinstance(made, IsaacGymEngine) and made.settings == settings
     with pytest.raises(InputError, match="num_threads must be 0"):
         make_engine(model, -1, physics=settings)
 

@@ -116,7 +116,7 @@ def mutant(tmp_path, monkeypatch, path, changes):
     if path == LAYOUT:
         monkeypatch.setattr(bridge, "layout", module)
         return bridge.IsaacGymEngine
-    module.SERVER = SERVER
+    monkeypatch.setattr(module, "SERVER", SERVER)
     return module.IsaacGymEngine
 
 
