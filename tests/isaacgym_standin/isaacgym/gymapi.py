@@ -449,6 +449,10 @@ class Gym:
     def set_actor_rigid_body_properties(self, env, actorHandle, props, recomputeInertia=False):
         self._before_prepare(env.sim)
         model = env.actors[actorHandle].model
+        # Older MuJoCos do not look again at which frames are the same.
+        for kind in ("body", "geom", "site"):
+            getattr(model, kind + "_sameframe")[:] = 0
+        model.body_simple[:] = 0
         for b, own in zip(env.actors[actorHandle].asset.bodies, props):
             model.body_mass[b] = own.mass
             model.body_ipos[b] = (own.com.x, own.com.y, own.com.z)
