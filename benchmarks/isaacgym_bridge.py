@@ -7,30 +7,33 @@ the engine makes it, with the translation of controls and states and the sensors
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
 from benchmarks.report import machine, machine_line
 from rlcore.physics.engine import Rows
-from rlcore.physics.isaacgym import IsaacGymEngine, settings_from_environment
+from rlcore.physics.isaacgym import IsaacGymEngine
+from rlcore.physics.isaacgym_settings import Settings
 from rlcore.physics.mujoco import load_model
 from tasks.humanoid.body import MODEL
 
 
 @dataclass(frozen=True)
 class Config:
-    """Time the bridge to the Isaac Gym that RLCORE_ISAACGYM_PYTHON names, with humanoids. Nothing else should run."""
+    """Time the bridge to Isaac Gym, with humanoids. Nothing else should run."""
 
     num_envs: int = 4096
     """Humanoids."""
     steps: int = 200
     """Steps timed, after as many tenths that are not."""
+    isaacgym: Settings = field(default_factory=Settings)
+    """How Isaac Gym runs."""
 
 
 def main(config: Config) -> None:
     """Print the two times."""
-    engine = IsaacGymEngine(load_model(MODEL), settings_from_environment())
+    engine = IsaacGymEngine(load_model(MODEL), config.isaacgym)
     n, model = config.num_envs, engine.model
     simulator = engine.simulator(n)
     qpos = torch.tensor(engine.mjmodel.qpos0).repeat(n, 1)

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -21,7 +21,7 @@ from rlcore import random, tree
 from rlcore.env import Env, auto_reset, scale_actions
 from rlcore.errors import InputError
 from rlcore.metrics import write_json
-from rlcore.physics.engines import Physics, check_available, device_of
+from rlcore.physics.engines import check_available, device_of
 from tasks.humanoid.balance import make_humanoid_balance
 
 # Our update is recorded, and on a GPU captured after two calls more, before it is timed.
@@ -42,7 +42,7 @@ class Config:
       python -m benchmarks.sac_updates --physics warp
     """
 
-    physics: Physics = "mujoco"
+    physics: Literal["mujoco", "warp"] = "mujoco"
     """What simulates, and so where both learn: mujoco on CPUs, warp on an NVIDIA GPU."""
     threads: int = 1
     """Threads of torch, for both."""

@@ -43,8 +43,8 @@ def run(config_class: type, build: Build, argv: Sequence[str] | None = None) -> 
     """Parse the command line, build the experiment, train it.
 
     With `--training.resume RUN`, fields that are not given have the values that RUN was started with, and
-    only those of `training`, and `num_threads`, may be given others. A field that was not there when RUN was started
-    may be given, too; a warning names it and its value. The exit code is 2 for a mistake in the
+    only those of `training`, and those that say where to simulate, may be given others. A field that was not there
+    when RUN was started may be given, too; a warning names it and its value. The exit code is 2 for a mistake in the
     input, with one line on standard error and nothing left behind; 1 if training failed; 130 after Ctrl-C outside
     the training loop. A run that Ctrl-C ended with a checkpoint leaves with 0.
     """
@@ -187,9 +187,10 @@ def on_device_of(config: Any) -> Iterator[None]:
       InputError: if that engine cannot run here.
     """
     # Engines take a moment to import, which --help does not need.
-    from rlcore.physics.engines import Physics, check_available, device_of
+    from rlcore.physics.engines import check_available, choose, device_of
+    from rlcore.physics.isaacgym_settings import Settings
 
-    physics: Physics = getattr(config, "physics", "mujoco")
+    physics = choose(getattr(config, "physics", "mujoco"), getattr(config, "isaacgym", Settings()))
     check_available(physics)
     device = device_of(physics)
     # The CPU is where tensors are without being told, and telling costs a little at each call.
@@ -286,8 +287,11 @@ def _in_one_line(report: str) -> str:
     return "; ".join(part for part in told if not part.startswith("For full helptext"))
 
 
-# Neither how long to train nor on how many threads to simulate changes what is trained.
-_FREE = ("training", "num_threads")
+# Neither how long to train nor where to simulate changes what is trained.
+_FREE = (
+    *("training", "num_threads"),
+    *(f"isaacgym.{name}" for name in ("python", "gpu", "start_timeout", "step_timeout")),
+)
 
 
 def _unsaid(record: Mapping[str, Any], config: Mapping[str, Any], prefix: str = "") -> list[str]:
@@ -295,12 +299,13 @@ def _unsaid(record: Mapping[str, Any], config: Mapping[str, Any], prefix: str = 
     paths = []
     for name, value in config.items():
         path = f"{prefix}{name}"
-        if path in _FREE:
+        if path in _FREE or (path == "isaacgym" and config.get("physics") != "isaacgym"):
             continue
-        if name not in record:
+        old = record.get(name, {})
+        if isinstance(value, Mapping) and value and isinstance(old, Mapping):
+            paths += _unsaid(old, value, path + ".")
+        elif name not in record:
             paths.append(path)
-        elif isinstance(value, Mapping) and isinstance(record[name], Mapping):
-            paths += _unsaid(record[name], value, path + ".")
     return paths
 
 

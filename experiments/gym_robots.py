@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from experiments.recording import filmed, recorded_faults
+from experiments.simulation import SimulationConfig
 from rlcore.env import Env, auto_reset, scale_actions
 from rlcore.experiment import Algorithm, Experiment
-from rlcore.physics.engines import Physics
 from tasks.gym.ant import make_gym_ant
 from tasks.gym.humanoid import make_gym_humanoid
 from tasks.gym.walker2d import make_gym_walker2d
@@ -16,23 +16,19 @@ TASKS = {"gym_walker2d": make_gym_walker2d, "gym_ant": make_gym_ant, "gym_humano
 
 
 @dataclass(frozen=True)
-class GymConfig:
+class GymConfig(SimulationConfig):
     """Learn to walk with one of Gymnasium's robots, whose models come with: pip install rlcore[robots]."""
 
     task: Literal["gym_walker2d", "gym_ant", "gym_humanoid"] = "gym_walker2d"
     """Which robot."""
     seed: int = 0
     """Seed of every random number of the run."""
-    physics: Physics = "mujoco"
-    """What simulates: mujoco on CPUs, as Gymnasium does, or warp on an NVIDIA GPU, where learning runs then too."""
-    num_threads: int = 0
-    """Physics threads on CPUs; 0 takes every CPU. The result does not depend on it."""
     episode_steps: int = 1000
     """Length of an episode, control steps. Published returns are of 1000."""
 
 
 def build_gym(config: GymConfig, learner: Callable[[Env], Algorithm]) -> Experiment:
     """The environment, with automatic resets and actions in [-1, 1], and what learns in it."""
-    env = scale_actions(TASKS[config.task](config.num_threads, config.episode_steps, config.physics))
+    env = scale_actions(TASKS[config.task](config.num_threads, config.episode_steps, config.engine))
     algorithm = learner(auto_reset(env))
     return Experiment(env, env, algorithm, filmed(env, algorithm), recorded_faults)

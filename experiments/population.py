@@ -20,6 +20,8 @@ from rlcore.checkpoint import Checkpointer
 from rlcore.errors import InputError
 from rlcore.experiment import Algorithm, Experiment, TrainingConfig
 from rlcore.metrics import METRICS_FILE, MetricsFile, TensorBoard
+from rlcore.physics.engines import Physics
+from rlcore.physics.isaacgym_settings import Settings
 from rlcore.run_directory import BEST, CHECKPOINTS, FAULTS, RunRecord, write_record
 
 # Settings that are numbers in a state, and not part of what is compiled for all members; of an algorithm's own
@@ -49,8 +51,10 @@ class Config:
     """How many members there are of each, with one seed after the other."""
     seed: int = 0
     """The first of these seeds."""
-    physics: str = "mujoco"
+    physics: Physics = "mujoco"
     """What simulates, for all members: mujoco on CPUs, warp on an NVIDIA GPU, or isaacgym (docs/isaacgym.md)."""
+    isaacgym: Settings = field(default_factory=Settings)
+    """How Isaac Gym runs, with --physics isaacgym, for all members."""
     pbt: PBTConfig = field(default_factory=lambda: PBTConfig(interval=0))
     """Population-based training: with an interval, members that do badly go on from those that do well."""
     score: str | None = None
@@ -78,8 +82,8 @@ def settings(config: Config) -> list[tuple[str, Any]]:
                 f"a member cannot be named {line.name}: names have no dots and are none of {', '.join(_TAKEN)}"
             )
         own = parse(own_class, line.arguments, config.experiment)
-        if hasattr(own, "physics"):
-            own = dataclasses.replace(own, physics=config.physics)
+        shared = {name: getattr(config, name) for name in ("physics", "isaacgym") if hasattr(own, name)}
+        own = dataclasses.replace(own, **shared)
         for i in range(config.seeds):
             name = line.name if config.seeds == 1 else f"{line.name}-{i}"
             seeded = config.seeds > 1 or "--seed" not in line.arguments

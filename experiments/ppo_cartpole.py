@@ -6,23 +6,18 @@ from algos.ppo import PPOConfig, make_ppo
 from experiments.cli import run
 from experiments.recording import filmed, recorded_faults
 from experiments.search_space import PPO_SEARCH
+from experiments.simulation import SimulationConfig
 from rlcore.env import auto_reset, scale_actions
 from rlcore.experiment import Experiment, TrainingConfig
-from rlcore.physics.engines import Physics
 from tasks.cartpole import make_cartpole
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(SimulationConfig):
     """Learn to balance a pole on a cart (an episode is 10 s; the best return is close to 500)."""
 
     seed: int = 0
     """Seed of every random number of the run."""
-    physics: Physics = "mujoco"
-    """What simulates: mujoco on CPUs; warp on an NVIDIA GPU, where learning runs then too; or isaacgym, see its page
-    in docs/."""
-    num_threads: int = 0
-    """Physics threads on CPUs; 0 takes every CPU. The result does not depend on it."""
     episode_seconds: float = 10.0
     """Length of an episode."""
     ppo: PPOConfig = field(
@@ -44,7 +39,7 @@ SEARCH = PPO_SEARCH
 
 def build(config: Config) -> Experiment:
     """The environment and the learner that a configuration describes."""
-    env = scale_actions(make_cartpole(config.num_threads, config.episode_seconds, config.physics))
+    env = scale_actions(make_cartpole(config.num_threads, config.episode_seconds, config.engine))
     algorithm = make_ppo(auto_reset(env), config.ppo)
     return Experiment(env, env, algorithm, filmed(env, algorithm), recorded_faults)
 

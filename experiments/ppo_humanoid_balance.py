@@ -6,24 +6,19 @@ from algos.ppo import PPOConfig, make_ppo
 from experiments.cli import run
 from experiments.recording import filmed, recorded_faults
 from experiments.search_space import PPO_KL_SEARCH
+from experiments.simulation import SimulationConfig
 from rlcore.env import auto_reset
 from rlcore.experiment import Experiment, TrainingConfig
-from rlcore.physics.engines import Physics
 from tasks.humanoid.balance import make_humanoid_balance
 from tasks.humanoid.symmetry import balance_symmetry
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(SimulationConfig):
     """Learn to stay on both feet from random postures, while being pushed, for 20 s."""
 
     seed: int = 0
     """Seed of every random number of the run."""
-    physics: Physics = "mujoco"
-    """What simulates: mujoco on CPUs; warp on an NVIDIA GPU, where learning runs then too; or isaacgym, see its page
-    in docs/."""
-    num_threads: int = 0
-    """Physics threads on CPUs; 0 takes every CPU. The result does not depend on it."""
     push_speed: float = 0.5
     """Largest change of the pelvis's velocity by a push, m/s."""
     push_interval: float = 2.0
@@ -51,7 +46,7 @@ SEARCH = PPO_KL_SEARCH
 def build(config: Config) -> Experiment:
     """The environment and the learner that a configuration describes."""
     settings = (config.num_threads, config.episode_seconds, config.push_interval, config.push_speed)
-    env = make_humanoid_balance(*settings, physics=config.physics)
+    env = make_humanoid_balance(*settings, physics=config.engine)
     algorithm = make_ppo(auto_reset(env), config.ppo, symmetry=balance_symmetry(env))
     return Experiment(env, env, algorithm, filmed(env, algorithm), recorded_faults)
 

@@ -8,24 +8,19 @@ from experiments.cli import run
 from experiments.recording import filmed, recorded_faults
 from experiments.replay_memory import replay_note
 from experiments.search_space import SAC_SEARCH
+from experiments.simulation import SimulationConfig
 from rlcore.env import auto_reset
 from rlcore.experiment import Experiment, TrainingConfig
-from rlcore.physics.engines import Physics
 from tasks.ant import make_ant
 from tasks.running import CONTROL_DT
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(SimulationConfig):
     """Learn to run to a far target on four legs, off-policy (published returns of 1000 steps: 5500 to 11800)."""
 
     seed: int = 0
     """Seed of every random number of the run."""
-    physics: Physics = "mujoco"
-    """What simulates: mujoco on CPUs; warp on an NVIDIA GPU, where learning runs then too; or isaacgym, see its page
-    in docs/."""
-    num_threads: int = 0
-    """Physics threads on CPUs; 0 takes every CPU. The result does not depend on it."""
     episode_steps: int = 1000
     """Length of an episode, control steps of 0.0166 s."""
     sac: SACConfig = field(
@@ -59,7 +54,7 @@ SEARCH = SAC_SEARCH
 
 def build(config: Config) -> Experiment:
     """The environment and the learner that a configuration describes."""
-    env = make_ant(config.num_threads, config.episode_steps, config.physics)
+    env = make_ant(config.num_threads, config.episode_steps, config.engine)
     algorithm = make_sac(auto_reset(env), config.sac)
     note = partial(replay_note, env, config.sac)
     return Experiment(env, env, algorithm, filmed(env, algorithm), recorded_faults, note=note)

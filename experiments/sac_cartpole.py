@@ -8,23 +8,18 @@ from experiments.cli import run
 from experiments.recording import filmed, recorded_faults
 from experiments.replay_memory import replay_note
 from experiments.search_space import SAC_SEARCH
+from experiments.simulation import SimulationConfig
 from rlcore.env import auto_reset, scale_actions
 from rlcore.experiment import Experiment, TrainingConfig
-from rlcore.physics.engines import Physics
 from tasks.cartpole import make_cartpole
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(SimulationConfig):
     """Learn to balance a pole on a cart (an episode is 10 s; the best return is close to 500)."""
 
     seed: int = 0
     """Seed of every random number of the run."""
-    physics: Physics = "mujoco"
-    """What simulates: mujoco on CPUs; warp on an NVIDIA GPU, where learning runs then too; or isaacgym, see its page
-    in docs/."""
-    num_threads: int = 0
-    """Physics threads on CPUs; 0 takes every CPU. The result does not depend on it."""
     episode_seconds: float = 10.0
     """Length of an episode."""
     sac: SACConfig = field(
@@ -54,7 +49,7 @@ SEARCH = SAC_SEARCH
 
 def build(config: Config) -> Experiment:
     """The environment and the learner that a configuration describes."""
-    env = scale_actions(make_cartpole(config.num_threads, config.episode_seconds, config.physics))
+    env = scale_actions(make_cartpole(config.num_threads, config.episode_seconds, config.engine))
     algorithm = make_sac(auto_reset(env), config.sac)
     note = partial(replay_note, env, config.sac)
     return Experiment(env, env, algorithm, filmed(env, algorithm), recorded_faults, note=note)

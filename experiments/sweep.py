@@ -81,7 +81,7 @@ class Config:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)} (--{name.replace('_', '-')})")
         words = {word.partition("=")[0] for word in shlex.split(self.arguments)}
         if self.seeds > 1 and (
-            lost := sorted(w for w in words if w.startswith(("--training.", "--physics", "--seed")))
+            lost := sorted(w for w in words if w.startswith(("--training.", "--physics", "--isaacgym.", "--seed")))
         ):
             raise InputError(f"arguments of a population of seeds cannot have {', '.join(lost)} (--arguments)")
         if self.iterations is not None and self.iterations < 1:

@@ -1,6 +1,6 @@
 """Check an installation of Isaac Gym: what it is told of a model, and what it makes of it, measured on itself.
 
-    RLCORE_ISAACGYM_PYTHON=/path/to/python3.8 python -m experiments.verify_isaacgym
+    python -m experiments.verify_isaacgym --isaacgym.python /path/to/python3.8
 
 Small mechanisms with known answers are simulated one after another. Each line says what was measured, what it should
 be, and what to do if it is not. Nothing is trained, and nothing is written.
@@ -8,7 +8,7 @@ be, and what to do if it is not. Nothing is trained, and nothing is written.
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import mujoco
@@ -17,7 +17,8 @@ from torch.func import vmap
 
 from experiments.cli import parse
 from rlcore.errors import InputError
-from rlcore.physics.isaacgym import VELOCITY_VARIABLE, IsaacGymEngine, Settings, settings_from_environment
+from rlcore.physics.isaacgym import IsaacGymEngine
+from rlcore.physics.isaacgym_settings import Settings
 
 # A box whose centre of mass is beside its frame's origin, which tells the two points of a velocity apart.
 BOX = """
@@ -58,6 +59,8 @@ class Config:
 
     tolerance: float = 0.03
     """Share of the expected value by which a measured one may differ."""
+    isaacgym: Settings = field(default_factory=Settings)
+    """How Isaac Gym runs."""
 
 
 class Check(NamedTuple):
@@ -98,7 +101,10 @@ def spinning(settings: Settings) -> Check:
     y_expected, y = -0.3 * float(torch.sin(torch.tensor(yaw))), float(state.qpos[0, 1])
     distance = ((x - expected) ** 2 + (y - y_expected) ** 2) ** 0.5
     return Check(
-        "drift of a spinning box's centre of mass, plus 1, m", 1.0 + distance, 1.0, f"{VELOCITY_VARIABLE}={other}"
+        "drift of a spinning box's centre of mass, plus 1, m",
+        1.0 + distance,
+        1.0,
+        f"--isaacgym.velocity-point {other}",
     )
 
 
@@ -145,8 +151,7 @@ def main(argv: list[str]) -> int:
     """Run from the command line; returns the exit code."""
     try:
         config = parse(Config, argv, "python -m experiments.verify_isaacgym")
-        settings = settings_from_environment()
-        return 0 if verify(settings, config.tolerance) else 1
+        return 0 if verify(config.isaacgym, config.tolerance) else 1
     except (InputError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

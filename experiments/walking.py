@@ -8,11 +8,11 @@ from torch import Tensor
 
 from algos.ppo import PPOConfig, make_ppo
 from experiments.recording import filmed, recorded_faults
+from experiments.simulation import SimulationConfig
 from rlcore.curriculum import Stage
 from rlcore.env import Env, Params, action_delay, auto_reset, reweighted
 from rlcore.errors import InputError
 from rlcore.experiment import Algorithm, Experiment, TrainingConfig
-from rlcore.physics.engines import Physics
 from rlcore.randomize import Randomization, make_randomizer
 from rlcore.symmetry import Symmetry
 from tasks.walking import STAGES
@@ -21,16 +21,11 @@ Learner = Callable[[Env, Callable[[Params, Tensor], Params] | None, Symmetry], A
 
 
 @dataclass(frozen=True)
-class WalkingConfig:
+class WalkingConfig(SimulationConfig):
     """Settings of every experiment with velocity commands; each has its own robot and numbers."""
 
     seed: int = 0
     """Seed of every random number of the run."""
-    physics: Physics = "mujoco"
-    """What simulates: mujoco on CPUs; warp on an NVIDIA GPU, where learning runs then too; or isaacgym, see its page
-    in docs/."""
-    num_threads: int = 0
-    """Physics threads on CPUs; 0 takes every CPU. The result does not depend on it."""
     push_speed: float = 0.5
     """Largest change of the pelvis's velocity by a push, m/s."""
     push_interval: float = 4.0
@@ -120,7 +115,7 @@ def build_walking(
 
     def task(seconds: float, push_interval: float, stages: tuple[Stage, ...]) -> Env:
         settings = (config.num_threads, seconds, push_interval, config.push_speed)
-        return sensors(reweighted(make_task(*settings, stages=stages, physics=config.physics), config.reward_weights))
+        return sensors(reweighted(make_task(*settings, stages=stages, physics=config.engine), config.reward_weights))
 
     stages = STAGES if config.curriculum else ()
     env = task(config.training_episode_seconds, config.training_push_interval, stages)

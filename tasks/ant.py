@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from rlcore.env import Env
-from rlcore.physics.engines import Physics, make_engine
+from rlcore.physics.engines import PhysicsChoice, make_engine
 from rlcore.physics.mujoco import load_model
 from tasks.running import EPISODE_STEPS, RunnerSettings, make_runner
 
@@ -37,7 +37,7 @@ SETTINGS = RunnerSettings(
 )
 
 
-def make_ant(num_threads: int = 0, steps: int = EPISODE_STEPS, physics: Physics = "mujoco") -> Env:
+def make_ant(num_threads: int = 0, steps: int = EPISODE_STEPS, physics: PhysicsChoice = "mujoco") -> Env:
     """The ant with a limit of `steps` control steps (of 0.0166 s), without automatic resets.
 
     Args:

@@ -12,7 +12,7 @@ from torch import Tensor
 from rlcore import random
 from rlcore.env import Env, EnvState, Params, make_env, time_limit
 from rlcore.physics.engine import PhysicsState
-from rlcore.physics.engines import Physics, make_engine
+from rlcore.physics.engines import PhysicsChoice, make_engine
 from rlcore.rewards import Term, action_size, alive
 
 MODEL = """
@@ -57,7 +57,7 @@ def terminate(params: Params, physics: PhysicsState) -> Tensor:
     return (physics.qpos[0].abs() > 2.4) | (physics.qpos[1].abs() > 0.2095)
 
 
-def make_cartpole(num_threads: int = 0, seconds: float = 10.0, physics: Physics = "mujoco") -> Env:
+def make_cartpole(num_threads: int = 0, seconds: float = 10.0, physics: PhysicsChoice = "mujoco") -> Env:
     """Cartpole with a time limit of 500 control steps by default, without automatic resets."""
     env = make_env(
         make_engine(mujoco.MjModel.from_xml_string(MODEL), num_threads, physics=physics),

@@ -8,13 +8,16 @@ import mujoco
 import torch
 
 from rlcore.errors import InputError
+from rlcore.physics.isaacgym_settings import Settings, find_python
 from rlcore.physics.mujoco import ModelEngine, MujocoEngine
 
 Physics = Literal["mujoco", "warp", "isaacgym"]
+PhysicsChoice = Physics | Settings
+"""What simulates, as a task is told: an engine by its name, or Isaac Gym with other settings than its own."""
 
 
 def make_engine(
-    model: mujoco.MjModel, num_threads: int = 0, extra: Sequence[str] = (), *, physics: Physics = "mujoco"
+    model: mujoco.MjModel, num_threads: int = 0, extra: Sequence[str] = (), *, physics: PhysicsChoice = "mujoco"
 ) -> ModelEngine:
     """The engine of that name for a model.
 
@@ -23,7 +26,7 @@ def make_engine(
       num_threads: physics threads of `mujoco` and `isaacgym`; 0 takes every CPU.
       extra: fields of `mjData` to read beside the sensors, see `ModelEngine`.
       physics: `mujoco`, on CPUs; `warp`, MuJoCo Warp on an NVIDIA GPU; or `isaacgym`, Isaac Gym in a Python of its own,
-        which the environment variable RLCORE_ISAACGYM_PYTHON names.
+        which the environment variable RLCORE_ISAACGYM_PYTHON names. Settings in place of a name are Isaac Gym's.
 
     Raises:
       InputError: if there is no such engine, the machine or the installation cannot run it, or it cannot run the model.
@@ -36,18 +39,25 @@ def make_engine(
 
         return WarpEngine(model, extra)
     if physics == "isaacgym":
-        from rlcore.physics.isaacgym import IsaacGymEngine, settings_from_environment
+        physics = Settings()
+    if isinstance(physics, Settings):
+        from rlcore.physics.isaacgym import IsaacGymEngine
 
-        return IsaacGymEngine(model, settings_from_environment(num_threads=num_threads), extra)
+        return IsaacGymEngine(model, physics, extra, num_threads)
     raise InputError(f"physics must be mujoco, warp or isaacgym, got {physics!r} (--physics)")
 
 
-def check_available(physics: Physics) -> None:
+def choose(physics: Physics, isaacgym: Settings) -> PhysicsChoice:
+    """An engine's name and the settings that Isaac Gym would have, as one choice."""
+    return isaacgym if physics == "isaacgym" else physics
+
+
+def check_available(physics: PhysicsChoice) -> None:
     """Raise InputError, saying why and what to do, if this engine cannot run here."""
     if physics == "isaacgym":
-        from rlcore.physics.isaacgym import settings_from_environment
-
-        settings_from_environment()
+        physics = Settings()
+    if isinstance(physics, Settings):
+        find_python(physics)
     if physics != "warp":
         return
     missing = [name for name in ("warp", "mujoco_warp") if find_spec(name) is None]
@@ -63,6 +73,6 @@ def check_available(physics: Physics) -> None:
         )
 
 
-def device_of(physics: Physics) -> torch.device:
+def device_of(physics: PhysicsChoice) -> torch.device:
     """Where an engine's states are, and so where whatever computes with them belongs."""
     return torch.device("cuda" if physics == "warp" else "cpu")

@@ -1,8 +1,8 @@
 """Isaac Gym as an engine, in a process of its own.
 
 Isaac Gym needs a Python of 3.8 at the latest, so `rlcore.physics.isaacgym_server` runs in the user's Isaac Gym
-interpreter, which the environment variable RLCORE_ISAACGYM_PYTHON names, and this file is its other half. Tensors go
-through memory that both have mapped, one round trip a control step. States are double precision here and single there.
+interpreter, and this file is its other half. Tensors go through memory that both have mapped, one round trip a control
+step. States are double precision here and single there.
 
 A step is a function of its arguments, as with every engine: the rows of a batch that differ from what the simulator
 returned last are written before it steps. An ordinary step writes none. What PhysX keeps beyond positions and
@@ -18,7 +18,6 @@ Only Isaac Gym's CPU pipeline is used: physics may run on a GPU, but tensors are
 import json
 import os
 import select
-import shutil
 import signal
 import socket
 import struct
@@ -26,10 +25,10 @@ import subprocess
 import tempfile
 import weakref
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import mujoco
 import numpy as np
@@ -39,12 +38,10 @@ from torch import Tensor
 from rlcore.errors import InputError
 from rlcore.physics import isaacgym_model as layout
 from rlcore.physics.engine import FAULT_ACTION, FAULT_NONE, FAULT_UNSTABLE, PhysicsParams, Rows
+from rlcore.physics.isaacgym_settings import Settings, find_python
 from rlcore.physics.mujoco import STATE_LIMIT, ModelEngine, MujocoEngine, model_field, same_memory
 from rlcore.tree import where
 
-PYTHON_VARIABLE = "RLCORE_ISAACGYM_PYTHON"
-GPU_VARIABLE = "RLCORE_ISAACGYM_GPU"
-VELOCITY_VARIABLE = "RLCORE_ISAACGYM_VELOCITY"
 PROTOCOL = 1
 SERVER = Path(__file__).with_name("isaacgym_server.py")
 
@@ -55,77 +52,13 @@ _LENGTH = struct.Struct("<I")
 _FRICTION_STEP = 1e-3
 # Characters of the server's output that an error message shows.
 _LAST_WORDS = 300
+# Bytes of that output which are read for them: white space is told as one space.
+_LAST_BYTES = 4096
 
 # Model fields that may differ between robots, by when Isaac Gym takes them.
 _AT_START = ("body_mass", "body_inertia", "body_ipos", "opt.gravity")
 _DRIVES = ("dof_damping", "dof_armature", "actuator_gainprm", "actuator_biasprm", "actuator_forcerange")
 _FRICTION = ("geom_friction",)
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How the simulator runs.
-
-    Attributes:
-      python: the interpreter that has Isaac Gym.
-      gpu: the GPU that physics run on; -1 for CPUs.
-      num_threads: PhysX's threads on CPUs.
-      position_iterations, velocity_iterations: of PhysX's solver.
-      contact_offset: distance at which contacts are looked for, m.
-      velocity_point: what Isaac Gym's linear velocities of bodies are of: `com`, the centre of mass, as PhysX documents
-        for its links, or `origin`, that of the body's frame. `python -m experiments.verify_isaacgym` measures it.
-      start_timeout, step_timeout: after so many seconds the simulator is taken to hang.
-    """
-
-    python: str
-    gpu: int = 0
-    num_threads: int = 4
-    position_iterations: int = 4
-    velocity_iterations: int = 1
-    contact_offset: float = 0.02
-    velocity_point: Literal["com", "origin"] = "com"
-    start_timeout: float = 600.0
-    step_timeout: float = 60.0
-
-    def __post_init__(self) -> None:
-        if self.gpu < -1:
-            raise InputError(f"gpu must be a GPU's number, or -1 for CPUs, got {self.gpu} ({GPU_VARIABLE})")
-        for name in ("start_timeout", "step_timeout", "contact_offset"):
-            if not 0.0 < getattr(self, name) < float("inf"):
-                raise InputError(f"{name} must be above 0, got {getattr(self, name)}")
-        for name in ("num_threads", "position_iterations"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.velocity_iterations < 0:
-            raise InputError(f"velocity_iterations must be at least 0, got {self.velocity_iterations}")
-
-
-def settings_from_environment(environment: Mapping[str, str] = os.environ, num_threads: int = 0) -> Settings:
-    """Settings as environment variables give them.
-
-    Args:
-      environment: the variables.
-      num_threads: PhysX's threads; 0 takes every CPU.
-
-    Raises:
-      InputError: if no interpreter is named or it is no program, or a variable has a value that it cannot have.
-    """
-    python = environment.get(PYTHON_VARIABLE, "")
-    if not python:
-        raise InputError(
-            f"physics isaacgym runs in a Python of its own: set {PYTHON_VARIABLE} to the interpreter that has Isaac "
-            "Gym, as in docs/isaacgym.md (--physics)"
-        )
-    if shutil.which(python) is None:
-        raise InputError(f"{PYTHON_VARIABLE} is {python!r}, which is no program that can be run (--physics isaacgym)")
-    gpu = environment.get(GPU_VARIABLE, "0")
-    if not gpu.removeprefix("-").isdecimal():
-        raise InputError(f"{GPU_VARIABLE} must be a GPU's number, or -1 for CPUs, got {gpu!r}")
-    point: Any = environment.get(VELOCITY_VARIABLE, "com")
-    if point not in ("com", "origin"):
-        raise InputError(f"{VELOCITY_VARIABLE} must be com or origin, got {point!r}")
-    threads = num_threads or len(os.sched_getaffinity(0))
-    return Settings(python=python, gpu=int(gpu), num_threads=threads, velocity_point=point)
 
 
 class Server:
@@ -166,7 +99,7 @@ class Server:
             for descriptor in (self.memory, lifeline, held):
                 os.close(descriptor)
             ours.close()
-            raise InputError(f"{PYTHON_VARIABLE} {settings.python!r} cannot be run: {error.strerror}") from error
+            raise InputError(f"{settings.python!r} cannot be run: {error.strerror} (--isaacgym.python)") from error
         finally:
             theirs.close()
         os.close(lifeline)
@@ -280,8 +213,10 @@ class Server:
 
     def last_words(self) -> str:
         """The end of what the server printed, in one line."""
-        self.log.seek(0)
-        return " ".join(self.log.read().decode(errors="replace").split())[-_LAST_WORDS:]
+        # Read in place: the server writes where this file's offset is, which both have in common.
+        file = self.log.fileno()
+        printed = os.pread(file, _LAST_BYTES, max(0, os.fstat(file).st_size - _LAST_BYTES))
+        return " ".join(printed.decode(errors="replace").split())[-_LAST_WORDS:]
 
     @property
     def alive(self) -> bool:
@@ -315,17 +250,21 @@ class IsaacGymEngine(ModelEngine):
       model: a compiled model; it is copied.
       settings: how the simulator runs.
       extra: must be empty: `mjData` has no counterpart there.
+      num_threads: PhysX's threads on CPUs; 0 takes every CPU.
 
     Raises:
-      InputError: if the model has something that Isaac Gym cannot simulate or its tensors do not tell, by its name; and
-        as from `ModelEngine`.
+      InputError: if no interpreter is named or it is no program; if the model has something that Isaac Gym cannot
+        simulate or its tensors do not tell, by its name; and as from `ModelEngine`.
     """
 
-    def __init__(self, model: mujoco.MjModel, settings: Settings, extra: Sequence[str] = ()):
+    def __init__(self, model: mujoco.MjModel, settings: Settings, extra: Sequence[str] = (), num_threads: int = 0):
         super().__init__(model)
+        if num_threads < 0:
+            raise InputError(f"num_threads must be 0 (every CPU) or more, got {num_threads}")
         if extra:
             raise InputError(f"extra fields of mjData cannot be read from Isaac Gym: {', '.join(extra)}")
-        self.settings = settings
+        self.settings = replace(settings, python=find_python(settings))
+        self.num_threads = num_threads or len(os.sched_getaffinity(0))
         self.description = layout.describe(self.mjmodel)
         self.actuators = layout.actuator_table(self.mjmodel)
         self.sensors = layout.sensors_of(self.mjmodel)
@@ -410,16 +349,22 @@ def _sane(qpos: Tensor, qvel: Tensor) -> Tensor:
     return worst < STATE_LIMIT  # NaN compares false
 
 
+def _as_seen(fields: PhysicsParams) -> dict[str, tuple[Tensor, int] | None]:
+    """The fields as `same_memory` knows them again; those of inference mode, which count no writes, it does not."""
+    return {name: None if field.is_inference() else (field, field._version) for name, field in fields.items()}
+
+
 class _Simulator:
     """The simulator of one batch size: its server, what it returned last, and the model fields it has."""
 
     def __init__(self, engine: IsaacGymEngine, size: int, fields: PhysicsParams):
         self.model, self.settings, self.size = engine.mjmodel, engine.settings, size
+        self.num_threads = engine.num_threads
         self.description, self.actuators = engine.description, engine.actuators
         self.sensors, self.watched = engine.sensors, engine.watched
         self.ranks = engine.field_ranks
-        self.fields = {name: value.clone() for name, value in fields.items()}
-        self.seen: dict[str, tuple[Tensor, int] | None] = dict.fromkeys(fields)
+        self.fields = self._not_nominal(fields)
+        self.seen = _as_seen(fields)
         self.written = 0
         d = self.description
         with tempfile.TemporaryDirectory(prefix="rlcore-isaacgym-") as folder:
@@ -449,9 +394,9 @@ class _Simulator:
             "timestep": float(model.opt.timestep),
             "gravity": gravity.tolist(),
             "gpu": self.settings.gpu,
-            "num_threads": self.settings.num_threads,
-            "position_iterations": self.settings.position_iterations,
-            "velocity_iterations": self.settings.velocity_iterations,
+            "num_threads": self.num_threads,
+            "position_iterations": self.settings.num_position_iterations,
+            "velocity_iterations": self.settings.num_velocity_iterations,
             "contact_offset": self.settings.contact_offset,
             "ground": d.ground,
             "asset_root": folder,
@@ -528,22 +473,30 @@ class _Simulator:
             return False
         if fields.keys() == self.seen.keys() and all(same_memory(fields[k], self.seen[k]) for k in fields):
             return True
+        own = self._not_nominal(fields)
+        # One value for all robots is equal to as many rows of it.
         changed = {
             name
-            for name in {*fields, *self.fields}
-            if name not in fields or name not in self.fields or not torch.equal(fields[name], self.fields[name])
+            for name in {*own, *self.fields}
+            if name not in own or name not in self.fields or bool((own[name] != self.fields[name]).any())
         }
         if changed.intersection(_AT_START):
             return False
-        self.fields = {name: value.clone() for name, value in fields.items()}
+        if changed:
+            self.fields = own
         if changed.intersection(_DRIVES):
             self.server.set_drives(self._drives())
         if changed.intersection(_FRICTION):
             self.server.set_friction(self._friction())
         if changed:
             self._derive()
-        self.seen = {n: None if field.is_inference() else (field, field._version) for n, field in fields.items()}
+        self.seen = _as_seen(fields)
         return True
+
+    def _not_nominal(self, fields: PhysicsParams) -> PhysicsParams:
+        """Copies of the fields in which a robot differs from the model: to be given the others is to be given none."""
+        nominal = lambda name: torch.as_tensor(np.array(model_field(self.model, name)))  # noqa: E731
+        return {name: value.clone() for name, value in fields.items() if bool((value != nominal(name)).any())}
 
     def _derive(self) -> None:
         """What a step computes with, from the model fields."""

@@ -9,7 +9,7 @@ from torch import Tensor
 from rlcore import random
 from rlcore.env import Env, EnvState, Params, make_env, time_limit
 from rlcore.physics.engine import PhysicsState
-from rlcore.physics.engines import Physics, make_engine
+from rlcore.physics.engines import PhysicsChoice, make_engine
 from rlcore.rewards import Term, action_size
 from tasks.gym.model import EPISODE_STEPS, gym_model
 
@@ -18,7 +18,7 @@ NOISE = 0.1  # m and rad, uniform; m/s and rad/s, the deviation of a normal dist
 STRONGEST = 1.0  # N and N m, at which external forces are clipped
 
 
-def make_gym_ant(num_threads: int = 0, steps: int = EPISODE_STEPS, physics: Physics = "mujoco") -> Env:
+def make_gym_ant(num_threads: int = 0, steps: int = EPISODE_STEPS, physics: PhysicsChoice = "mujoco") -> Env:
     """Ant-v5 with a limit of `steps` control steps, without automatic resets.
 
     Args:

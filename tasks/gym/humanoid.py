@@ -9,7 +9,7 @@ from torch import Tensor
 from rlcore import random
 from rlcore.env import Env, EnvState, Params, make_env, time_limit
 from rlcore.physics.engine import PhysicsState
-from rlcore.physics.engines import Physics, make_engine
+from rlcore.physics.engines import PhysicsChoice, make_engine
 from rlcore.rewards import Term, action_size
 from tasks.gym.model import EPISODE_STEPS, gym_model
 
@@ -18,7 +18,7 @@ NOISE = 1e-2  # m, rad, and per second, around the state that the model begins i
 CONTACT_WEIGHT, MOST_CONTACT = 5e-7, 10.0  # of the squared external forces, (N, N m)^2; and the most that it costs
 
 
-def make_gym_humanoid(num_threads: int = 0, steps: int = EPISODE_STEPS, physics: Physics = "mujoco") -> Env:
+def make_gym_humanoid(num_threads: int = 0, steps: int = EPISODE_STEPS, physics: PhysicsChoice = "mujoco") -> Env:
     """Humanoid-v5 with a limit of `steps` control steps, without automatic resets.
 
     Args:

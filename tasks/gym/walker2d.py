@@ -9,7 +9,7 @@ from torch import Tensor
 from rlcore import random
 from rlcore.env import Env, EnvState, Params, make_env, time_limit
 from rlcore.physics.engine import PhysicsState
-from rlcore.physics.engines import Physics, make_engine
+from rlcore.physics.engines import PhysicsChoice, make_engine
 from rlcore.rewards import Term, action_size
 from tasks.gym.model import EPISODE_STEPS, gym_model
 
@@ -18,7 +18,7 @@ NOISE = 5e-3  # m, rad, and per second, around the state that the model begins i
 FASTEST = 10.0  # m/s and rad/s, at which observed velocities are clipped
 
 
-def make_gym_walker2d(num_threads: int = 0, steps: int = EPISODE_STEPS, physics: Physics = "mujoco") -> Env:
+def make_gym_walker2d(num_threads: int = 0, steps: int = EPISODE_STEPS, physics: PhysicsChoice = "mujoco") -> Env:
     """Walker2d-v5 with a limit of `steps` control steps, without automatic resets.
 
     Args:

@@ -9,7 +9,7 @@ from torch import Tensor
 from rlcore.env import Env, EnvState, Params, make_env, random_pushes, time_limit
 from rlcore.monitoring import robot_metrics
 from rlcore.physics.engine import PhysicsState
-from rlcore.physics.engines import Physics
+from rlcore.physics.engines import PhysicsChoice
 from rlcore.rewards import Term, action_rate, alive, exponential, locomotion
 from tasks.humanoid.body import FALLEN_HEIGHT, STANDING_HEIGHT, make_humanoid
 from tasks.walking import CONTROL_DT
@@ -22,7 +22,7 @@ def make_humanoid_balance(
     seconds: float = 20.0,
     push_interval: float = 2.0,
     push_speed: float = 0.5,
-    physics: Physics = "mujoco",
+    physics: PhysicsChoice = "mujoco",
 ) -> Env:
     """The balance task with pushes and a time limit, without automatic resets.
 

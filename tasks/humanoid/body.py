@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from rlcore.physics.engines import Physics, make_engine
+from rlcore.physics.engines import PhysicsChoice, make_engine
 from rlcore.physics.mujoco import load_model
 from tasks.walking import Walker, make_walker
 
@@ -11,7 +11,7 @@ STANDING_HEIGHT = 0.83  # m, pelvis above the floor
 FALLEN_HEIGHT = 0.6  # m
 
 
-def make_humanoid(num_threads: int = 0, physics: Physics = "mujoco") -> Walker:
+def make_humanoid(num_threads: int = 0, physics: PhysicsChoice = "mujoco") -> Walker:
     """The humanoid and the engine that runs it.
 
     Args:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from rlcore.curriculum import Stage
 from rlcore.env import Env
-from rlcore.physics.engines import Physics
+from rlcore.physics.engines import PhysicsChoice
 from tasks.humanoid.body import make_humanoid
 from tasks.walking import STAGES, WalkingSettings, make_walking
 
@@ -30,7 +30,7 @@ def make_humanoid_velocity(
     push_interval: float = 4.0,
     push_speed: float = 0.5,
     stages: Sequence[Stage] = STAGES,
-    physics: Physics = "mujoco",
+    physics: PhysicsChoice = "mujoco",
 ) -> Env:
     """The task with pushes and a time limit, without automatic resets.
 

@@ -21,7 +21,7 @@ import mujoco
 import numpy as np
 
 from rlcore.errors import InputError
-from rlcore.physics.engines import Physics, make_engine
+from rlcore.physics.engines import PhysicsChoice, make_engine
 from rlcore.physics.mujoco import load_spec
 from tasks.walking import Walker, make_walker
 
@@ -171,7 +171,7 @@ def unitree_model(name: str) -> mujoco.MjModel:
     return model
 
 
-def make_unitree(name: str, num_threads: int = 0, physics: Physics = "mujoco") -> Walker:
+def make_unitree(name: str, num_threads: int = 0, physics: PhysicsChoice = "mujoco") -> Walker:
     """A robot and the engine that runs it.
 
     Args:

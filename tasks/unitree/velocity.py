@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from rlcore.curriculum import Stage
 from rlcore.env import Env
-from rlcore.physics.engines import Physics
+from rlcore.physics.engines import PhysicsChoice
 from rlcore.symmetry import Symmetry
 from tasks.unitree.body import make_unitree, unitree
 from tasks.walking import STAGES, WalkingSettings, make_walking, walking_symmetry
@@ -29,7 +29,7 @@ def make_unitree_velocity(
     push_interval: float = 4.0,
     push_speed: float = 0.5,
     stages: Sequence[Stage] = STAGES,
-    physics: Physics = "mujoco",
+    physics: PhysicsChoice = "mujoco",
 ) -> Env:
     """The task `g1_velocity` or `h1_velocity`, with pushes and a time limit, without automatic resets.
 

@@ -189,8 +189,9 @@ class _Asset:
             raise RuleBroken("fix_base_link and the root's joint disagree")
         first = 0 if self.fixed else 1
         # Isaac Gym keeps joints and bodies in an order of its own: here one that cannot be mistaken for the model's.
-        self.joints = sorted(range(first, m.njnt), key=lambda j: m.joint(j).name)
+        self.joints = list(range(m.njnt - 1, first - 1, -1))
         self.bodies = [1, *range(m.nbody - 1, 1, -1)]
+        m.body_inertia[1:] += options.armature
         self.dof_names = [m.joint(j).name for j in self.joints]
         self.body_names = [m.body(b).name for b in self.bodies]
         self.geoms = [[g for g in range(m.ngeom) if int(m.geom_bodyid[g]) == b] for b in self.bodies]
@@ -289,6 +290,10 @@ class _Actor:
         for _ in range(sim.params.substeps):
             d.qacc_warmstart[:] = 0.0
             mujoco.mj_step(m, d)
+            if not self.asset.fixed:
+                options = self.asset.options
+                d.qvel[:3] *= 1.0 - options.linear_damping * m.opt.timestep
+                d.qvel[3:6] *= 1.0 - options.angular_damping * m.opt.timestep
         self._collect(sim.params.physx.contact_collection)
         # The state is single precision; from here on it is a function of what is told of it.
         root, rows = self.root(), self.joint_state().astype(np.float32)
@@ -444,6 +449,10 @@ class Gym:
     def set_actor_rigid_body_properties(self, env, actorHandle, props, recomputeInertia=False):
         self._before_prepare(env.sim)
         model = env.actors[actorHandle].model
+        # Older MuJoCos do not look again at which frames are the same.
+        for kind in ("body", "geom", "site"):
+            getattr(model, kind + "_sameframe")[:] = 0
+        model.body_simple[:] = 0
         for b, own in zip(env.actors[actorHandle].asset.bodies, props):
             model.body_mass[b] = own.mass
             model.body_ipos[b] = (own.com.x, own.com.y, own.com.z)
