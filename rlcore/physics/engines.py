@@ -47,7 +47,11 @@ def check_available(physics: Physics) -> None:
     if physics == "isaacgym":
         from rlcore.physics.isaacgym import settings_from_environment
 
-        settings_from_environment()
+        if settings_from_environment().device.type == "cuda" and not torch.cuda.is_available():
+            raise InputError(
+                "pipeline gpu of physics isaacgym needs an NVIDIA GPU and a torch built for it, and torch finds none; "
+                "pipeline cpu needs neither (RLCORE_ISAACGYM_PIPELINE)"
+            )
     if physics != "warp":
         return
     missing = [name for name in ("warp", "mujoco_warp") if find_spec(name) is None]
@@ -65,4 +69,8 @@ def check_available(physics: Physics) -> None:
 
 def device_of(physics: Physics) -> torch.device:
     """Where an engine's states are, and so where whatever computes with them belongs."""
+    if physics == "isaacgym":
+        from rlcore.physics.isaacgym import device_from_environment
+
+        return device_from_environment()
     return torch.device("cuda" if physics == "warp" else "cpu")
