@@ -222,6 +222,7 @@ class Server:
         lifeline, held = os.pipe()
         inherited = (theirs.fileno(), self.memory, lifeline)
         try:
+            # Unbuffered, so that what PhysX prints of a step is in the log when the step is done.
             self.process = subprocess.Popen(
                 [settings.python, "-u", str(SERVER), *map(str, inherited), str(os.getpid())],
                 stdin=subprocess.DEVNULL,

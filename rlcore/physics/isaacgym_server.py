@@ -28,7 +28,6 @@ PROTOCOL = 2
 _LENGTH = struct.Struct("<I")
 # How often the watcher looks whether the parent is still the parent, s.
 _WATCH = 0.5
-_c_library = ctypes.CDLL(None)
 
 
 def send(channel, message):
@@ -480,8 +479,6 @@ class Simulation:
             self.torch.index_select(self.contact, 1, self.body_rows, out=shared["contact"])
         if self.on_gpu:
             self.memory.synchronize()
-        # What PhysX has to say of this step is in the log before the other side looks there.
-        _c_library.fflush(None)
         return written
 
     def close(self):

@@ -1,7 +1,7 @@
 """Memory of a GPU that is none: a file that two processes map, in the place of the server's `CudaMemory`.
 
 With it the GPU pipeline runs where there is no GPU: torch's tensors are then on the CPU. It raises where the real
-memory would be used in a way that is not allowed.
+memory would be used in a way that is not allowed, and notes its calls where the stand-in does.
 """
 
 import mmap
@@ -40,11 +40,17 @@ class DeviceTwin:
         return self._torch.frombuffer(self._memory, dtype=dtype, count=count, offset=offset).reshape(shape)
 
     def synchronize(self):
-        pass
+        self._log("synchronize")
+
+    def _log(self, name):
+        if os.environ.get("ISAACGYM_STANDIN_CALLS"):
+            with open(os.environ["ISAACGYM_STANDIN_CALLS"], "a") as file:
+                file.write("%s %s\n" % (name, "opened" if self._opened else "allocated"))
 
     def close(self):
         if self._path is None:
             return
+        self._log("close")
         path, self._path = self._path, None
         if self._opened:
             os.remove(path + ".open")

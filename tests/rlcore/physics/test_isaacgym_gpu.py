@@ -234,13 +234,13 @@ def test_each_setter_is_called_once_between_two_simulates(python, device, refere
     vmap(lambda s, c, w: engine.step({}, s, c, w, substeps=2))(states, ctrl, wrench)
     engine.close()
     commands = ["target", "effort", "wrench", "simulate"]
-    assert calls.read_text().split("\n")[:-1] == [
-        "pipeline gpu",
-        f"contacts {1 << 20} 5",
-        *("root", "dof"),
-        *commands,
-        *commands,
-    ]
+    made = calls.read_text().split("\n")[:-1]
+    asked = ["pipeline gpu", f"contacts {1 << 20} 5", "root", "dof", *commands, *commands]
+    assert [call for call in made if not call.endswith(("allocated", "opened"))] == asked
+    if device.type == "cpu":
+        # Each process waits for its GPU before it tells the other, and the one that opened the memory closes it first.
+        asked[2:2], asked[len(asked) :] = ["synchronize allocated"], ["synchronize opened"]
+        assert made == [*asked, "close opened", "close allocated"]
 
 
 @pytest.mark.parametrize(
@@ -432,7 +432,7 @@ def test_memory_for_contacts_grows_with_the_robots_and_their_shapes(num_envs, sh
 
 
 def test_a_contact_that_finds_no_memory_is_warned_of_once(python, reference, tmp_path, monkeypatch):
-    monkeypatch.setenv("ISAACGYM_STANDIN_FAULT", "overflow:3")
+    monkeypatch.setenv("ISAACGYM_STANDIN_FAULT", "overflow:4")
     calls = tmp_path / "calls"
     monkeypatch.setenv("ISAACGYM_STANDIN_CALLS", str(calls))
     engine = IsaacGymEngine(reference.mjmodel, Settings(python, max_gpu_contacts=5000))
@@ -441,6 +441,9 @@ def test_a_contact_that_finds_no_memory_is_warned_of_once(python, reference, tmp
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         step(step(states, ctrl), ctrl)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "pread", None)  # nothing new is in the log, so nothing is read
+            step(states, ctrl)
     words = f"{CONTACTS_VARIABLE} to more than 5000; it printed: .*overflow detected, .* at least 10000 in the scene"
     with pytest.warns(RuntimeWarning, match=words) as told:
         step(states, ctrl)
