@@ -350,6 +350,11 @@ def _log(name):
             file.write(name + "\n")
 
 
+def _print(text):
+    """As PhysX prints, through C's own buffer."""
+    ctypes.CDLL(None).puts(text.encode())
+
+
 class Gym:
     """The interface. Arguments are named as in the real package's own signatures."""
 
@@ -370,6 +375,7 @@ class Gym:
             return None
         Gym._created = True
         sim = Sim(params)
+        _print("Physics Engine: PhysX")
         _log("pipeline %s" % ("gpu" if params.use_gpu_pipeline else "cpu"))
         _log("contacts %d %g" % (params.physx.max_gpu_contact_pairs, params.physx.default_buffer_size_multiplier))
         sim.gpu = compute_device if params.use_gpu_pipeline else None
@@ -662,10 +668,9 @@ class Gym:
             while fault == "hang":
                 time.sleep(1.0)
             if fault == "overflow":
-                # As PhysX prints it, through C's own buffer.
                 pairs = arg0.params.physx.max_gpu_contact_pairs
                 text = "Contact buffer overflow detected, please increase its size to at least %d in the scene desc!"
-                ctypes.CDLL(None).puts(b"internal error : " + (text % (2 * pairs)).encode())
+                _print("internal error : " + text % (2 * pairs))
         for order in arg0.orders:
             order()
         arg0.orders = []

@@ -59,7 +59,8 @@ def python(tmp_path_factory):
     """An interpreter that finds the stand-in; RLCORE_STANDIN_PYTHON names another than this one."""
     program = os.environ.get("RLCORE_STANDIN_PYTHON", sys.executable)
     path = tmp_path_factory.mktemp("isaacgym") / "python"
-    path.write_text(f'#!/bin/sh\nPYTHONPATH={shlex.quote(str(STANDIN))} exec {shlex.quote(program)} "$@"\n')
+    search = f"{shlex.quote(str(STANDIN))}${{PYTHONPATH:+:$PYTHONPATH}}"
+    path.write_text(f'#!/bin/sh\nPYTHONPATH={search} exec {shlex.quote(program)} "$@"\n')
     path.chmod(0o755)
     return str(path)
 
@@ -135,7 +136,11 @@ def test_a_step_is_mujocos_and_that_of_the_cpu_pipeline(engine, reference, pytho
     actual = step(engine, device)
     assert_close(without_sensors(actual), without_sensors(moved(step(reference, "cpu"), device)))
     on_cpu = IsaacGymEngine(mujoco.MjModel.from_xml_string(MODEL), Settings(python))
-    assert_close(actual, step(on_cpu, "cpu"))
+    other = step(on_cpu, "cpu")
+    assert_close(without_sensors(actual), without_sensors(other))
+    # A force of contact answers to the last bit of a position; on the CPU there is no other last bit.
+    torch.testing.assert_close(actual.sensordata.cpu(), other.sensordata, rtol=1e-3, atol=1e-4)
+    assert device.type == "cuda" or torch.equal(actual.sensordata, other.sensordata)
     on_cpu.close()
     # Without the wrench it is another step: forces do not stay.
     plain = vmap(lambda s, c: engine.step({}, s, c, substeps=3))(*moved((states, ctrl), device))
@@ -433,6 +438,7 @@ def test_memory_for_contacts_grows_with_the_robots_and_their_shapes(num_envs, sh
 
 def test_a_contact_that_finds_no_memory_is_warned_of_once(python, reference, tmp_path, monkeypatch):
     monkeypatch.setenv("ISAACGYM_STANDIN_FAULT", "overflow:4")
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
     calls = tmp_path / "calls"
     monkeypatch.setenv("ISAACGYM_STANDIN_CALLS", str(calls))
     engine = IsaacGymEngine(reference.mjmodel, Settings(python, max_gpu_contacts=5000))
