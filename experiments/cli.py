@@ -290,7 +290,7 @@ def _in_one_line(report: str) -> str:
 # Neither how long to train nor where to simulate changes what is trained.
 _FREE = (
     *("training", "num_threads"),
-    *(f"isaacgym.{name}" for name in ("python", "gpu", "start_timeout", "step_timeout")),
+    *(f"isaacgym.{name}" for name in ("python", "gpu", "max_gpu_contacts", "start_timeout", "step_timeout")),
 )
 
 

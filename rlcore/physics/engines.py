@@ -58,6 +58,11 @@ def check_available(physics: PhysicsChoice) -> None:
         physics = Settings()
     if isinstance(physics, Settings):
         find_python(physics)
+        if physics.pipeline == "gpu" and not torch.cuda.is_available():
+            raise InputError(
+                "pipeline gpu of physics isaacgym needs an NVIDIA GPU and a torch built for it, and torch finds none; "
+                "pipeline cpu needs neither (--isaacgym.pipeline)"
+            )
     if physics != "warp":
         return
     missing = [name for name in ("warp", "mujoco_warp") if find_spec(name) is None]
@@ -75,4 +80,6 @@ def check_available(physics: PhysicsChoice) -> None:
 
 def device_of(physics: PhysicsChoice) -> torch.device:
     """Where an engine's states are, and so where whatever computes with them belongs."""
+    if isinstance(physics, Settings) and physics.pipeline == "gpu":
+        return torch.device("cuda", physics.gpu)
     return torch.device("cuda" if physics == "warp" else "cpu")

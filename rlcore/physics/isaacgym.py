@@ -2,7 +2,9 @@
 
 Isaac Gym needs a Python of 3.8 at the latest, so `rlcore.physics.isaacgym_server` runs in the user's Isaac Gym
 interpreter, and this file is its other half. Tensors go through memory that both have mapped, one round trip a control
-step. States are double precision here and single there.
+step. States are double precision here and single there. With Isaac Gym's CPU pipeline, tensors are in the CPU's memory,
+wherever physics run; with its GPU pipeline they stay on the GPU, and what the engine computes with them is computed
+there. MuJoCo, which gives the sensors of a state just written, is on the CPU either way.
 
 A step is a function of its arguments, as with every engine: the rows of a batch that differ from what the simulator
 returned last are written before it steps. An ordinary step writes none. What PhysX keeps beyond positions and
@@ -11,18 +13,19 @@ as before. Where model fields differ that Isaac Gym takes only before it starts,
 
 Sensors after a step are of its end, not one substep older. Those of a state just written come from MuJoCo, forces of
 contacts included, since Isaac Gym computes nothing before it simulates.
-
-Only Isaac Gym's CPU pipeline is used: physics may run on a GPU, but tensors are in the CPU's memory.
 """
 
 import json
+import mmap
 import os
+import re
 import select
 import signal
 import socket
 import struct
 import subprocess
 import tempfile
+import warnings
 import weakref
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -38,11 +41,12 @@ from torch import Tensor
 from rlcore.errors import InputError
 from rlcore.physics import isaacgym_model as layout
 from rlcore.physics.engine import FAULT_ACTION, FAULT_NONE, FAULT_UNSTABLE, PhysicsParams, Rows
+from rlcore.physics.isaacgym_server import CudaMemory, Refused
 from rlcore.physics.isaacgym_settings import Settings, find_python
 from rlcore.physics.mujoco import STATE_LIMIT, ModelEngine, MujocoEngine, model_field, same_memory
 from rlcore.tree import where
 
-PROTOCOL = 1
+PROTOCOL = 2
 SERVER = Path(__file__).with_name("isaacgym_server.py")
 
 # Simulators of this many batch sizes are kept; each is a process.
@@ -54,11 +58,31 @@ _FRICTION_STEP = 1e-3
 _LAST_WORDS = 300
 # Bytes of that output which are read for them: white space is told as one space.
 _LAST_BYTES = 4096
+# Contacts that PhysX gets memory for on a GPU: so many for each shape of each robot, and at least its own default.
+_CONTACTS_PER_SHAPE = 64
+_LEAST_CONTACTS = 1 << 20
+# PhysX leaves out contacts for which it has no memory, and says no more of it than a line that this finds.
+_OVERFLOW = re.compile(rb"overflow detected|DynamicsMemoryConfig|will miss interactions", re.IGNORECASE)
 
 # Model fields that may differ between robots, by when Isaac Gym takes them.
 _AT_START = ("body_mass", "body_inertia", "body_ipos", "opt.gravity")
 _DRIVES = ("dof_damping", "dof_armature", "actuator_gainprm", "actuator_biasprm", "actuator_forcerange")
 _FRICTION = ("geom_friction",)
+
+
+def contact_memory(num_envs: int, shapes: int) -> tuple[int, float]:
+    """Memory that PhysX is given for contacts on a GPU.
+
+    Args:
+      num_envs: robots.
+      shapes: shapes of one robot that may touch something.
+
+    Returns:
+      `max_gpu_contact_pairs`: 64 for each shape of each robot, rounded up to a power of two, and at least Isaac Gym's
+      own default of 2^20; and `default_buffer_size_multiplier`: 5 where there are shapes, else its default of 2.
+    """
+    wanted = max(_LEAST_CONTACTS, num_envs * shapes * _CONTACTS_PER_SHAPE)
+    return 1 << (wanted - 1).bit_length(), 5.0 if shapes else 2.0
 
 
 class Server:
@@ -78,13 +102,14 @@ class Server:
     """
 
     def __init__(self, settings: Settings, setup: dict[str, Any]):
-        self.settings, self.size = settings, int(setup["num_envs"])
+        self.settings, self.size, self.contacts = settings, int(setup["num_envs"]), setup["max_gpu_contact_pairs"]
         self.log = tempfile.TemporaryFile()  # noqa: SIM115
         ours, theirs = socket.socketpair()
         self.memory = os.memfd_create("rlcore-isaacgym", os.MFD_CLOEXEC)
         lifeline, held = os.pipe()
         inherited = (theirs.fileno(), self.memory, lifeline)
         try:
+            # Unbuffered, so that what PhysX prints of a step is in the log when the step is done.
             self.process = subprocess.Popen(
                 [settings.python, "-u", str(SERVER), *map(str, inherited), str(os.getpid())],
                 stdin=subprocess.DEVNULL,
@@ -104,7 +129,12 @@ class Server:
             theirs.close()
         os.close(lifeline)
         self.channel = ours
-        self._finalizer = weakref.finalize(self, _end, self.process, ours, held, self.memory)
+        # Memory on the GPU, once there is any: given back when the process that has opened it is gone.
+        self._on_gpu: list[CudaMemory] = []
+        self._finalizer = weakref.finalize(self, _end, self.process, ours, held, self.memory, self._on_gpu)
+        self.tensors: dict[str, Tensor] = {}
+        self._log_seen = 0
+        self._warned = False
         try:
             answer = self._ask({"protocol": PROTOCOL, **setup}, settings.start_timeout, "starting")
             if answer["protocol"] != PROTOCOL:
@@ -136,21 +166,51 @@ class Server:
             places.append((name, offset, shape, "int32" if name == "rows" else "float32"))
             offset += -(-4 * int(np.prod(shape)) // 64) * 64
         size = max(offset, 64)
-        os.ftruncate(self.memory, size)
-        mapped = np.memmap(os.fdopen(os.dup(self.memory), "r+b"), np.uint8, "r+", shape=(size,))
+        mapping: dict[str, Any] = {"size": size, "places": places}
         with torch.inference_mode(False):  # what is made there could not be written anywhere else
-            self.tensors = {
-                name: torch.from_numpy(
-                    np.ndarray(shape, kind, buffer=mapped.data, offset=start)  # the memory lives as long as the array
-                )
-                for name, start, shape, kind in places
-            }
-        self._ask({"size": size, "places": places}, self.settings.start_timeout, "mapping memory")
+            if self.settings.pipeline == "gpu":
+                try:
+                    memory = CudaMemory(torch, self.settings.gpu, size)
+                except Refused as error:
+                    raise InputError(f"{error} (--isaacgym.pipeline)") from None
+                self._on_gpu.append(memory)
+                mapping["handle"] = memory.handle.hex()
+                self.tensors = {name: memory.tensor(start, shape, kind) for name, start, shape, kind in places}
+            else:
+                os.ftruncate(self.memory, size)
+                mapped = mmap.mmap(self.memory, size)  # the arrays keep it
+                self.tensors = {
+                    name: torch.from_numpy(np.ndarray(shape, kind, buffer=mapped, offset=start))
+                    for name, start, shape, kind in places
+                }
+        self._ask(mapping, self.settings.start_timeout, "mapping memory")
 
     def step(self, substeps: int, written: int, wrench: bool, simulate: bool = True) -> int:
         """Simulate; returns how many rows were written before. Raises RuntimeError if the server crashes or hangs."""
+        for memory in self._on_gpu:
+            memory.synchronize()
         message = {"do": "step", "substeps": substeps, "written": written, "wrench": wrench, "simulate": simulate}
-        return int(self._ask(message, self.settings.step_timeout, "a step")["written"])
+        answer = self._ask(message, self.settings.step_timeout, "a step")
+        self._look_for_overflow()
+        return int(answer["written"])
+
+    def _look_for_overflow(self) -> None:
+        """Warn, once, if PhysX has printed since the last look that it leaves out contacts for want of memory."""
+        size = os.fstat(self.log.fileno()).st_size
+        if size == self._log_seen or self._warned:
+            return
+        text = os.pread(self.log.fileno(), size - self._log_seen, self._log_seen)
+        found = next((line for line in text.splitlines() if _OVERFLOW.search(line)), None)
+        # The end of what has been read may be the beginning of a line.
+        self._log_seen += text.rfind(b"\n") + 1
+        if found is not None:
+            self._warned = True
+            warnings.warn(
+                f"PhysX leaves out contacts for want of memory on the GPU: give --isaacgym.max-gpu-contacts more than "
+                f"{self.contacts}; it printed: {' '.join(found.decode(errors='replace').split())}",
+                RuntimeWarning,
+                stacklevel=2,
+            )
 
     def set_drives(self, drives: dict[str, Any]) -> None:
         """Give the joints other gains, limits and armatures."""
@@ -225,11 +285,12 @@ class Server:
 
     def close(self) -> None:
         """End the process. May be called again."""
+        self.tensors.clear()  # their memory on the GPU ends
         self._finalizer()
         self.log.close()
 
 
-def _end(process: "subprocess.Popen[bytes]", channel: socket.socket, held: int, memory: int) -> None:
+def _end(process: "subprocess.Popen[bytes]", channel: socket.socket, held: int, memory: int, on_gpu: list[Any]) -> None:
     channel.close()
     os.close(memory)
     # It ends by itself when the socket closes, unless it hangs.
@@ -241,6 +302,8 @@ def _end(process: "subprocess.Popen[bytes]", channel: socket.socket, held: int, 
         process.kill()
     process.wait()
     os.close(held)
+    for block in on_gpu:
+        block.close()
 
 
 class IsaacGymEngine(ModelEngine):
@@ -265,6 +328,7 @@ class IsaacGymEngine(ModelEngine):
             raise InputError(f"extra fields of mjData cannot be read from Isaac Gym: {', '.join(extra)}")
         self.settings = replace(settings, python=find_python(settings))
         self.num_threads = num_threads or len(os.sched_getaffinity(0))
+        self.device = CudaMemory.device(torch, settings.gpu) if settings.pipeline == "gpu" else torch.device("cpu")
         self.description = layout.describe(self.mjmodel)
         self.actuators = layout.actuator_table(self.mjmodel)
         self.sensors = layout.sensors_of(self.mjmodel)
@@ -274,6 +338,7 @@ class IsaacGymEngine(ModelEngine):
         self._field_shapes = settable
         self.field_ranks = {name: len(shape) for name, shape in settable.items()}
         self._simulators: OrderedDict[int, _Simulator] = OrderedDict()
+        self._moved: tuple[PhysicsParams, dict[str, tuple[Tensor, int] | None]] = {}, {}
 
     def _check_fields(self, params: PhysicsParams, lead: Sequence[int]) -> None:
         for name in params:
@@ -309,9 +374,12 @@ class IsaacGymEngine(ModelEngine):
         substeps: int,
         key: Tensor | None,
     ) -> tuple[Rows, Tensor]:
+        rows = Rows(*(part.to(self.device) for part in rows))
+        ctrl, wrench = ctrl.to(self.device), None if wrench is None else wrench.to(self.device)
+        fields = self._fields_on_cpu(fields)
         simulator = self.simulator(len(rows.qpos), fields)
         usable = torch.isfinite(ctrl).all(dim=1)
-        controls = ctrl if bool(usable.all()) else torch.where(usable.unsqueeze(1), ctrl, 0.0)
+        controls = torch.where(usable.unsqueeze(1), ctrl, 0.0)
         # What is no state is not given to the simulator, which might not recover from it.
         sane = _sane(rows.qpos, rows.qvel)
         if wrench is not None:
@@ -328,11 +396,41 @@ class IsaacGymEngine(ModelEngine):
         if bool(fault.any()):
             bad = fault != FAULT_NONE
             out = Rows(*(where(bad, before, after) for before, after in zip(rows, out, strict=True)))
-            self._record(fields, rows, ctrl, wrench, substeps, key, fault.numpy(), {})
+            self._record(
+                fields,
+                Rows(*(part.cpu() for part in rows)),
+                ctrl.cpu(),
+                None if wrench is None else wrench.cpu(),
+                substeps,
+                None if key is None else key.cpu(),
+                fault.cpu().numpy(),
+                {},
+            )
         return out, fault
 
     def forward_rows(self, fields: PhysicsParams, rows: Rows, mask: Tensor) -> Tensor:
-        return self._mujoco.forward_rows(fields, rows, mask)
+        fields = self._fields_on_cpu(fields)
+        if self.settings.pipeline == "cpu":
+            return self._mujoco.forward_rows(fields, Rows(*(part.cpu() for part in rows)), mask.cpu())
+        # Only what is asked for crosses between the two memories.
+        out, mask = rows.sensordata.to(self.device, copy=True), mask.cpu()
+        chosen = torch.nonzero(mask).squeeze(1)
+        if len(chosen):
+            places = chosen.to(rows.qpos.device)
+            some = Rows(*(_scattered(part, places, chosen) for part in rows))
+            out[chosen.to(self.device)] = self._mujoco.forward_rows(fields, some, mask)[chosen].to(self.device)
+        return out
+
+    def _fields_on_cpu(self, fields: PhysicsParams) -> PhysicsParams:
+        """The model fields where they are written: the same tensors again as long as the fields are the same."""
+        if all(field.is_cpu for field in fields.values()):
+            return fields
+        moved, seen = self._moved
+        if fields.keys() != seen.keys() or not all(same_memory(fields[n], seen[n]) for n in fields):
+            moved = {name: field.cpu() for name, field in fields.items()}
+            seen = {n: None if field.is_inference() else (field, field._version) for n, field in fields.items()}
+            self._moved = moved, seen
+        return moved
 
     def jacobian_rows(
         self, fields: PhysicsParams, rows: Rows, ctrl: Tensor, wrench: Tensor | None, substeps: int
@@ -341,6 +439,13 @@ class IsaacGymEngine(ModelEngine):
 
     def tangent_rows(self, qpos: Tensor) -> Tensor:
         raise RuntimeError("Isaac Gym has no derivatives: differentiate on the engine of rlcore.physics.mujoco")
+
+
+def _scattered(part: Tensor, places: Tensor, chosen: Tensor) -> Tensor:
+    """A tensor of the shape of `part` on the CPU, with its rows `chosen` (`places` where `part` is); 0 elsewhere."""
+    rows = torch.zeros(part.shape, dtype=part.dtype, device="cpu")
+    rows[chosen] = part[places].cpu()
+    return rows
 
 
 def _sane(qpos: Tensor, qvel: Tensor) -> Tensor:
@@ -362,6 +467,7 @@ class _Simulator:
         self.num_threads = engine.num_threads
         self.description, self.actuators = engine.description, engine.actuators
         self.sensors, self.watched = engine.sensors, engine.watched
+        self.device = engine.device
         self.ranks = engine.field_ranks
         self.fields = self._not_nominal(fields)
         self.seen = _as_seen(fields)
@@ -372,10 +478,14 @@ class _Simulator:
             self.server = Server(self.settings, self._setup(folder))
         dofs, bodies = self.server.dofs, self.server.bodies
         # `dof_order[k]` is the place of Isaac Gym's joint k in the model's order, `dof_places` the other way.
-        self.dof_order = torch.tensor([d.dofs.index(name) for name in dofs], dtype=torch.int64)
-        self.dof_places = torch.tensor([dofs.index(name) for name in d.dofs], dtype=torch.int64)
+        places = lambda x: torch.as_tensor(x, dtype=torch.int64, device=self.device)  # noqa: E731
+        self.dof_order = places([d.dofs.index(name) for name in dofs])
+        self.dof_places = places([dofs.index(name) for name in d.dofs])
         ids = [d.body_ids[d.bodies.index(name)] for name in bodies]
-        self.body_ids = torch.tensor([max(b, 0) for b in ids], dtype=torch.int64)  # no force acts on the world
+        self.body_ids = places([max(b, 0) for b in ids])  # no force acts on the world
+        self.dof_qpos, self.dof_qvel = places(d.dof_qpos), places(d.dof_qvel)
+        self.actuated = layout.Actuators(*(torch.as_tensor(x, device=self.device) for x in engine.actuators))
+        self.gear = self.actuated.gear.double()
         self.qpos: Tensor | None = None
         self.qvel: Tensor | None = None
         self._derive()
@@ -389,11 +499,15 @@ class _Simulator:
             gravity = gravity[0]
         names = dict(zip(d.body_ids, d.bodies, strict=True))
         modes = [drive["mode"] for drive in self._drives().values()]
+        by_rule, multiplier = contact_memory(size, len(d.geoms))
         return {
             "num_envs": size,
             "timestep": float(model.opt.timestep),
             "gravity": gravity.tolist(),
             "gpu": self.settings.gpu,
+            "pipeline": self.settings.pipeline,
+            "max_gpu_contact_pairs": self.settings.max_gpu_contacts or by_rule,
+            "buffer_size_multiplier": multiplier,
             "num_threads": self.num_threads,
             "position_iterations": self.settings.num_position_iterations,
             "velocity_iterations": self.settings.num_velocity_iterations,
@@ -500,7 +614,7 @@ class _Simulator:
 
     def _derive(self) -> None:
         """What a step computes with, from the model fields."""
-        tensor = lambda x: torch.as_tensor(np.array(x, dtype=np.float64))  # noqa: E731
+        tensor = lambda x: torch.as_tensor(np.array(x, dtype=np.float64), device=self.device)  # noqa: E731
         limited = self.model.actuator_forcelimited.astype(bool)
         limits = self._value("actuator_forcerange")
         self.low = tensor(np.where(limited, limits[..., 0], -np.inf))
@@ -531,7 +645,7 @@ class _Simulator:
         Without `simulate` all is done but the physics, to be timed.
         """
         shared, dofs = self.server.tensors, len(self.description.dofs)
-        targets, efforts = layout.commands(self.actuators, ctrl, self.gain, self.low, self.high, dofs)
+        targets, efforts = layout.commands(self.actuated, ctrl, self.gain, self.low, self.high, dofs)
         torch.index_select(targets.float(), 1, self.dof_order, out=shared["target"])
         torch.index_select(efforts.float(), 1, self.dof_order, out=shared["effort"])
         if wrench is not None:
@@ -562,7 +676,7 @@ class _Simulator:
                 com = com if com is None or com.ndim == 1 else com[chosen]
                 shared["root_in"][:count] = layout.root_from_qpos(qpos, qvel, com).float()
             if d.dofs:
-                state = torch.stack([qpos[:, d.dof_qpos], qvel[:, d.dof_qvel]], dim=2).float()
+                state = torch.stack([qpos[:, self.dof_qpos], qvel[:, self.dof_qvel]], dim=2).float()
                 shared["dof_in"][:count] = state[:, self.dof_order]
         return count
 
@@ -582,11 +696,10 @@ class _Simulator:
         shared = self.server.tensors
         bodies = layout.bodies_from_tensors(self.watched, shared["body"], shared["contact"], self.com)
         force = layout.actuator_force(
-            self.actuators, ctrl, self.qpos, self.qvel, self.gain, self.kv, self.low, self.high
+            self.actuated, ctrl, self.qpos, self.qvel, self.gain, self.kv, self.low, self.high
         )
-        gear = force.new_tensor(self.actuators.gear)
         joint_force = force.new_zeros(self.size, self.model.nv)
-        joint_force = joint_force.index_copy(1, torch.as_tensor(self.actuators.qvel), gear * force)
+        joint_force = joint_force.index_copy(1, self.actuated.qvel, self.gear * force)
         motion = layout.Motion(
             qpos=self.qpos,
             qvel=self.qvel,

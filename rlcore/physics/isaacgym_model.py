@@ -306,6 +306,8 @@ def _asset(model: mujoco.MjModel, root: int, floating: bool, names: list[str], g
 class Actuators(NamedTuple):
     """The actuators of a model, in its order: each drives one joint.
 
+    They are numpy's arrays as `actuator_table` makes them; tensors, on any device, serve as well.
+
     Attributes:
       dof: `[nu]` the joint's place in `Description.dofs`.
       qpos, qvel: `[nu]` its places in qpos and qvel.
@@ -314,13 +316,13 @@ class Actuators(NamedTuple):
       lower, upper: `[nu]` range of the control, infinite where there is none.
     """
 
-    dof: np.ndarray
-    qpos: np.ndarray
-    qvel: np.ndarray
-    gear: np.ndarray
-    servo: np.ndarray
-    lower: np.ndarray
-    upper: np.ndarray
+    dof: Any
+    qpos: Any
+    qvel: Any
+    gear: Any
+    servo: Any
+    lower: Any
+    upper: Any
 
 
 def actuator_table(model: mujoco.MjModel) -> Actuators:
@@ -419,12 +421,13 @@ def commands(
       `[N, dofs]` targets (rad or m) and `[N, dofs]` efforts (N m or N), in the order of `Description.dofs`; 0 for
       joints that have no actuator of that kind.
     """
-    as_row = lambda x: torch.as_tensor(x, dtype=ctrl.dtype)  # noqa: E731
+    as_row = lambda x: torch.as_tensor(x, dtype=ctrl.dtype, device=ctrl.device)  # noqa: E731
+    as_place = lambda x: torch.as_tensor(x, device=ctrl.device)  # noqa: E731
     bounded = torch.minimum(torch.maximum(ctrl, as_row(table.lower)), as_row(table.upper))
-    gear, servo = as_row(table.gear), torch.as_tensor(table.servo)
+    gear, servo = as_row(table.gear), as_place(table.servo)
     effort = gear * torch.minimum(torch.maximum(gain * bounded, low), high)
     target = bounded / torch.where(servo, gear, 1.0)
-    place = torch.as_tensor(table.dof)
+    place = as_place(table.dof)
     blank = ctrl.new_zeros(len(ctrl), dofs)
     targets = blank.index_copy(1, place, torch.where(servo, target, 0.0))
     efforts = blank.index_copy(1, place, torch.where(servo, 0.0, effort))
@@ -442,10 +445,11 @@ def actuator_force(
     high: Tensor,
 ) -> Tensor:
     """`[N, nu]` the force of each actuator before the gear, N m or N, at qpos `[N, nq]` and qvel `[N, nv]`."""
-    as_row = lambda x: torch.as_tensor(x, dtype=ctrl.dtype)  # noqa: E731
+    as_row = lambda x: torch.as_tensor(x, dtype=ctrl.dtype, device=ctrl.device)  # noqa: E731
+    as_place = lambda x: torch.as_tensor(x, device=ctrl.device)  # noqa: E731
     bounded = torch.minimum(torch.maximum(ctrl, as_row(table.lower)), as_row(table.upper))
-    gear, servo = as_row(table.gear), torch.as_tensor(table.servo)
-    length, speed = gear * qpos[:, torch.as_tensor(table.qpos)], gear * qvel[:, torch.as_tensor(table.qvel)]
+    gear, servo = as_row(table.gear), as_place(table.servo)
+    length, speed = gear * qpos[:, as_place(table.qpos)], gear * qvel[:, as_place(table.qvel)]
     force = gain * bounded - torch.where(servo, gain * length + kv * speed, 0.0)
     return torch.minimum(torch.maximum(force, low), high)
 
@@ -707,7 +711,7 @@ def _angular_momentum(model: mujoco.MjModel, root: int, bodies: Bodies, motion: 
     ids = [b for b in _subtree(model, root) if b]
     rows = [bodies.ids.index(b) for b in ids]
     quaternion, angular = bodies.quaternion[:, rows], bodies.angular[:, rows]
-    as_rows = lambda x: torch.as_tensor(x, dtype=quaternion.dtype)  # noqa: E731
+    as_rows = lambda x: torch.as_tensor(x, dtype=quaternion.dtype, device=quaternion.device)  # noqa: E731
     arm = rotations.rotate(quaternion, as_rows(model.body_ipos[ids]).expand_as(angular))
     place = bodies.position[:, rows] + arm
     velocity = bodies.linear[:, rows] + torch.linalg.cross(angular, arm)

@@ -1,15 +1,18 @@
-"""The half of the Isaac Gym engine that runs inside the user's Isaac Gym: a program, never imported by rlcore.
+"""The half of the Isaac Gym engine that runs inside the user's Isaac Gym: a program.
 
 Isaac Gym needs a Python of 3.8 at the latest, and this project a newer one. So this file is run by that other
 interpreter, imports nothing but isaacgym, torch and numpy, and is written in Python 3.8. `rlcore.physics.isaacgym`
 starts it, hands it an asset and settings, and owns it: tensors go through memory that both have mapped, words through
-a socket that both inherited, so that neither a port nor a file in shared memory exists that could be left behind.
+a socket that both inherited, so that neither a port nor a file in shared memory exists that could be left behind. With
+Isaac Gym's GPU pipeline that memory is the GPU's: `CudaMemory`, the one part of this file that the other half uses too.
 
 It knows nothing of MuJoCo, of tasks, or of the order in which the other side keeps joints: everything here is in Isaac
 Gym's own layout. A step sets what it is told to set, simulates, and copies out what Isaac Gym has computed.
 """
 
 import contextlib
+import ctypes
+import ctypes.util
 import json
 import mmap
 import os
@@ -20,7 +23,7 @@ import struct
 import sys
 import traceback
 
-PROTOCOL = 1
+PROTOCOL = 2
 # What a message is preceded by: its length in bytes.
 _LENGTH = struct.Struct("<I")
 # How often the watcher looks whether the parent is still the parent, s.
@@ -55,6 +58,115 @@ def _exactly(channel, size):
 
 class Refused(Exception):
     """Something that the user can put right, told in one line."""
+
+
+class CudaMemory:
+    """Memory of a GPU that two processes have, and torch's tensors over it.
+
+    One process allocates it and sends `handle` to the other, which opens it. The other closes it before the first
+    does. Each calls the CUDA runtime that its own torch has loaded, so their versions may differ.
+
+    Attributes:
+      handle: 64 bytes that let another process of this machine open the memory; empty in that which has opened it.
+    """
+
+    # Of a smaller allocation the handle would give away its neighbours, too.
+    _GRANULE = 2 << 20
+    # cudaIpcMemLazyEnablePeerAccess, the only value there is.
+    _OPEN_FLAGS = 1
+
+    class _Handle(ctypes.Structure):
+        _fields_ = [("bytes", ctypes.c_ubyte * 64)]
+
+    @staticmethod
+    def device(torch, gpu):
+        """Where tensors over the memory of GPU number `gpu` are, as torch calls it."""
+        return torch.device("cuda", gpu)
+
+    def __init__(self, torch, gpu, size, handle=b""):
+        """Allocate `size` bytes on GPU number `gpu`, or open what another process has allocated.
+
+        Raises:
+          Refused: if torch has no CUDA, there is no such memory, or it cannot be shared.
+        """
+        if not torch.cuda.is_available():
+            raise Refused("the GPU pipeline needs an NVIDIA GPU, and torch of %s finds none" % sys.executable)
+        self._torch, self._place, self._opened = torch, self.device(torch, gpu), bool(handle)
+        torch.empty(0, device=self._place)  # torch makes its context, and with it loads the runtime
+        self._cuda = ctypes.CDLL(_cuda_runtime())
+        self._cuda.cudaGetErrorString.restype = ctypes.c_char_p
+        address, self.handle = ctypes.c_void_p(), b""
+        if handle:
+            given = self._Handle.from_buffer_copy(handle)
+            self._call("cudaIpcOpenMemHandle", ctypes.byref(address), given, ctypes.c_uint(self._OPEN_FLAGS))
+        else:
+            whole = -(-size // self._GRANULE) * self._GRANULE
+            self._call("cudaMalloc", ctypes.byref(address), ctypes.c_size_t(whole))
+        self._address = address.value
+        if not handle:
+            made = self._Handle()
+            try:
+                self._call("cudaIpcGetMemHandle", ctypes.byref(made), address)
+            except Refused:
+                self.close()
+                raise
+            self.handle = bytes(made)
+
+    def _call(self, name, *arguments):
+        with self._torch.cuda.device(self._place):
+            code = getattr(self._cuda, name)(*arguments)
+            if code:
+                # Or torch would take the error for one of its own.
+                self._cuda.cudaGetLastError()
+        if code:
+            why = "%s: error %d, %s" % (name, code, self._cuda.cudaGetErrorString(code).decode())
+            if "Ipc" not in name:
+                raise Refused("the GPU has no memory for the tensors of the two processes (%s)" % why)
+            raise Refused(
+                "two processes cannot share memory of the GPU here, which some containers and drivers do not allow; "
+                "there is the CPU pipeline (%s)" % why
+            )
+
+    def tensor(self, offset, shape, kind):
+        """A tensor of `shape` over the memory from `offset` in bytes; `kind` is float32 or int32."""
+        if 0 in shape:
+            return self._torch.zeros(shape, dtype=getattr(self._torch, kind), device=self._place)
+
+        interface = {
+            "shape": tuple(shape),
+            "typestr": {"float32": "<f4", "int32": "<i4"}[kind],
+            "data": (self._address + offset, False),
+            "strides": None,
+            "version": 2,
+        }
+        block = type("Block", (), {"__cuda_array_interface__": interface})
+        return self._torch.as_tensor(block(), device=self._place)
+
+    def synchronize(self):
+        """Wait until the GPU has done what this process asked of it: then the other one finds it in the memory."""
+        self._torch.cuda.synchronize(self._place)
+
+    def close(self):
+        """Give the memory back; the tensors over it must not be used afterwards. May be called again."""
+        if self._address is None:
+            return
+        address, self._address = ctypes.c_void_p(self._address), None
+        # A GPU that has failed, or is gone as the process ends, has no memory to give back.
+        with contextlib.suppress(Exception):
+            self.synchronize()
+            self._call("cudaIpcCloseMemHandle" if self._opened else "cudaFree", address)
+
+
+def _cuda_runtime():
+    """The CUDA runtime that this process has loaded; else the system's."""
+    with open("/proc/self/maps") as file:
+        paths = {line.split(None, 5)[5].strip() for line in file if "libcudart" in line}
+    found = sorted(paths)[:1] or [ctypes.util.find_library("cudart")]
+    if not found[0]:
+        raise Refused(
+            "there is no CUDA runtime (libcudart) for the GPU pipeline: torch of %s has loaded none" % sys.executable
+        )
+    return found[0]
 
 
 def die_with_parent(parent, lifeline):
@@ -141,6 +253,7 @@ class Simulation:
         self.sim = self.gym.create_sim(max(setup["gpu"], 0), -1, self.gymapi.SIM_PHYSX, self._sim_params(setup))
         if self.sim is None:
             raise Refused("Isaac Gym could not create a simulation: is the NVIDIA driver new enough for it?")
+        self.on_gpu = setup["pipeline"] == "gpu"
         self._add_ground(setup["ground"])
         self.asset = self._load(setup)
         self.dofs = self.gym.get_asset_dof_names(self.asset)
@@ -150,14 +263,17 @@ class Simulation:
             self._add_robot(i)
         if not self.gym.prepare_sim(self.sim):
             raise Refused("Isaac Gym could not prepare the simulation (prepare_sim failed)")
+        self._acquire()
+        # Where Isaac Gym has its tensors there must be all that it is given.
+        self.device = self.root.device
         self.indices = self.torch.tensor(
             [
                 self.gym.get_actor_index(env, actor, self.gymapi.DOMAIN_SIM)
                 for env, actor in zip(self.envs, self.actors)
             ],
             dtype=self.torch.int32,
+            device=self.device,
         )
-        self._acquire()
 
     # --- building -------------------------------------------------------------------------------------------
 
@@ -167,8 +283,11 @@ class Simulation:
         params.substeps = 1
         params.up_axis = self.gymapi.UP_AXIS_Z
         params.gravity = self.gymapi.Vec3(*setup["gravity"])
-        params.use_gpu_pipeline = False
+        params.use_gpu_pipeline = setup["pipeline"] == "gpu"
         params.physx.use_gpu = setup["gpu"] >= 0
+        if params.physx.use_gpu:
+            params.physx.max_gpu_contact_pairs = setup["max_gpu_contact_pairs"]
+            params.physx.default_buffer_size_multiplier = setup["buffer_size_multiplier"]
         params.physx.solver_type = 1
         params.physx.num_position_iterations = setup["position_iterations"]
         params.physx.num_velocity_iterations = setup["velocity_iterations"]
@@ -298,15 +417,29 @@ class Simulation:
 
     # --- memory ---------------------------------------------------------------------------------------------
 
-    def map(self, memory, places):
-        """Lay torch's tensors over the shared memory: `places` are name, offset, shape and type."""
-        self.shared = {}
-        for name, offset, shape, kind in places:
-            count = int(self.numpy.prod(shape, dtype=int))
-            array = self.numpy.frombuffer(memory, dtype=kind, count=count, offset=offset).reshape(shape)
-            self.shared[name] = self.torch.from_numpy(array)
+    def map(self, descriptor, mapping):
+        """Lay torch's tensors over the memory that both sides have.
+
+        Args:
+          descriptor: of the file that is the memory of the CPU pipeline.
+          mapping: the memory's `size` in bytes, the `places` of tensors by name, offset, shape and type, and with the
+            GPU pipeline the `handle` of the memory, in hexadecimal digits.
+        """
+        if self.on_gpu:
+            handle = bytes.fromhex(mapping["handle"])
+            self.memory = CudaMemory(self.torch, self.setup["gpu"], mapping["size"], handle)
+            tensor = self.memory.tensor
+        else:
+            self.memory = mmap.mmap(descriptor, mapping["size"])
+            tensor = self._tensor_of_file
+        self.shared = {name: tensor(offset, shape, kind) for name, offset, shape, kind in mapping["places"]}
         watched = [self.bodies.index(name) for name in self.setup["watched"]]
-        self.body_rows = self.torch.tensor(watched, dtype=self.torch.int64)
+        self.body_rows = self.torch.tensor(watched, dtype=self.torch.int64, device=self.device)
+
+    def _tensor_of_file(self, offset, shape, kind):
+        count = int(self.numpy.prod(shape, dtype=int))
+        array = self.numpy.frombuffer(self.memory, dtype=kind, count=count, offset=offset).reshape(shape)
+        return self.torch.from_numpy(array)
 
     # --- stepping -------------------------------------------------------------------------------------------
 
@@ -334,7 +467,8 @@ class Simulation:
                     sim, unwrap(shared["force"]), unwrap(shared["torque"]), self.gymapi.ENV_SPACE
                 )
             gym.simulate(sim)
-            gym.fetch_results(sim, True)
+            if not self.on_gpu:
+                gym.fetch_results(sim, True)
         if simulate:
             self._refresh()
         shared["root"].copy_(self.root)
@@ -343,10 +477,14 @@ class Simulation:
         if len(self.body_rows):
             self.torch.index_select(self.body, 1, self.body_rows, out=shared["body"])
             self.torch.index_select(self.contact, 1, self.body_rows, out=shared["contact"])
+        if self.on_gpu:
+            self.memory.synchronize()
         return written
 
     def close(self):
         """Free the simulator."""
+        if self.on_gpu:
+            self.memory.close()
         self.gym.destroy_sim(self.sim)
 
 
@@ -362,9 +500,8 @@ def serve(channel, memory_descriptor):
     mapping = receive(channel)
     if mapping is None:
         return
-    memory = mmap.mmap(memory_descriptor, mapping["size"])
+    simulation.map(memory_descriptor, mapping)
     os.close(memory_descriptor)
-    simulation.map(memory, mapping["places"])
     send(channel, {"mapped": True})
     while True:
         message = receive(channel)

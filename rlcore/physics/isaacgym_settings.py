@@ -26,6 +26,10 @@ class Settings:
     a path belongs to a machine and not to a run."""
     gpu: int = 0
     """GPU that PhysX runs on; -1 for CPUs, as many as there are physics threads."""
+    pipeline: Literal["cpu", "gpu"] = "cpu"
+    """Where Isaac Gym has its tensors, and so where states are and learning runs: gpu needs physics on a GPU."""
+    max_gpu_contacts: int = 0
+    """Contacts of all robots that PhysX has memory for on a GPU; 0 takes 64 for each shape of each robot."""
     num_position_iterations: int = 4
     """Position iterations of PhysX's solver."""
     num_velocity_iterations: int = 1
@@ -42,6 +46,9 @@ class Settings:
 
     def __post_init__(self) -> None:
         check_field(_PREFIX, self, "gpu", self.gpu >= -1, "a GPU's number, or -1 for CPUs")
+        on_gpu = self.pipeline == "cpu" or self.gpu >= 0
+        check_field(_PREFIX, self, "pipeline", on_gpu, f"cpu where PhysX runs on CPUs ({_PREFIX}gpu {self.gpu})")
+        check_field(_PREFIX, self, "max_gpu_contacts", self.max_gpu_contacts >= 0, "0 (by rule) or more")
         for name in ("start_timeout", "step_timeout", "contact_offset"):
             check_field(_PREFIX, self, name, 0.0 < getattr(self, name) < math.inf, "more than 0")
         check_field(_PREFIX, self, "num_position_iterations", self.num_position_iterations >= 1, "at least 1")

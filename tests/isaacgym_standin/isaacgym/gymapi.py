@@ -1,6 +1,7 @@
 """The simulator: as much of it as rlcore's server calls, with its documented rules enforced."""
 
 import copy
+import ctypes
 import os
 import time
 from enum import IntEnum
@@ -154,7 +155,10 @@ class IndexRange(_Struct):
 
 
 class Tensor(_Struct):
-    fields = {"shape": (), "dtype": None, "array": None, "source": None}
+    """One of the simulator's, with its numbers in `array` and what copies them to a GPU in `mirrors`; or one that it
+    is given, with what reads its numbers in `read`."""
+
+    fields = {"shape": (), "dtype": None, "array": None, "mirrors": None, "gpu": None, "read": None, "source": None}
 
 
 _DOF = np.dtype(
@@ -237,8 +241,6 @@ class _Actor:
         mujoco.mj_setConst(m, mujoco.MjData(m))
 
     def set_root(self, row):
-        if self.asset.fixed:
-            raise RuleBroken("the root of a fixed actor cannot be set")
         row = row.astype(np.float64)
         self.data.qpos[:3], self.data.qpos[3], self.data.qpos[4:7] = row[:3], row[6], row[3:6]
         self.data.qvel[:3], self.data.qvel[3:6] = row[7:10], self._turned(row[10:13], self.data.qpos[3:7], True)
@@ -337,7 +339,8 @@ class Sim:
         self.prepared = self.fetched = False
         self.refreshed, self.buffers = set(), {}
         self.called, self.held, self.simulated = set(), [], 0
-        self.wrench = None
+        self.orders, self.mirrors = [], {}
+        self.wrench, self.gpu = None, None
 
 
 class Env:
@@ -352,6 +355,11 @@ def _log(name):
             file.write(name + "\n")
 
 
+def _print(text):
+    """As PhysX prints, through C's own buffer."""
+    ctypes.CDLL(None).puts(text.encode())
+
+
 class Gym:
     """The interface. Arguments are named as in the real package's own signatures."""
 
@@ -364,12 +372,19 @@ class Gym:
             raise RuleBroken("there can be one simulation in a process")
         if type != SimType.SIM_PHYSX:
             raise RuleBroken("tensors need SIM_PHYSX")
+        if params.use_gpu_pipeline and not params.physx.use_gpu:
+            raise RuleBroken("the GPU pipeline needs physics on the GPU")
         if params.up_axis == UpAxis.UP_AXIS_Y and params.gravity.z:
             raise RuleBroken("gravity points along z and the up axis is y")
         if os.environ.get("ISAACGYM_STANDIN_FAULT") == "no_sim":
             return None
         Gym._created = True
-        return Sim(params)
+        sim = Sim(params)
+        _print("Physics Engine: PhysX")
+        _log("pipeline %s" % ("gpu" if params.use_gpu_pipeline else "cpu"))
+        _log("contacts %d %g" % (params.physx.max_gpu_contact_pairs, params.physx.default_buffer_size_multiplier))
+        sim.gpu = compute_device if params.use_gpu_pipeline else None
+        return sim
 
     def destroy_sim(self, arg0):
         Gym._created = False
@@ -501,6 +516,7 @@ class Gym:
         tensor = Tensor()
         tensor.array = sim.buffers[name]
         tensor.shape = tensor.array.shape
+        tensor.gpu, tensor.mirrors = sim.gpu, sim.mirrors.setdefault(name, [])
         return tensor
 
     def acquire_actor_root_state_tensor(self, arg0):
@@ -521,6 +537,8 @@ class Gym:
         if sim.called & {"root", "dof"}:
             raise RuleBroken("a refresh between a setter and simulate may be stale")
         sim.buffers[name][:] = rows.reshape(sim.buffers[name].shape)
+        for mirror in sim.mirrors.get(name, ()):
+            mirror()
         sim.refreshed.add(name)
         return True
 
@@ -548,32 +566,50 @@ class Gym:
         for tensor in tensors:
             if tensor.source() is None:
                 raise RuleBroken("a tensor for %s is gone before the simulator read it" % name)
+            if tensor.gpu not in ("any", sim.gpu):
+                raise RuleBroken("a tensor for %s is not where the pipeline has its own" % name)
             sim.held.append((name, tensor.source))
             # Nothing but an address is kept: what the tensor held is lost with it.
 
     @staticmethod
+    def _order(sim, order):
+        """The GPU reads what it is given when it simulates, and not before."""
+        if sim.gpu is None:
+            order()
+        else:
+            sim.orders.append(order)
+
+    @staticmethod
     def _floats(tensor, shape):
-        if tensor.array.dtype != np.float32:
-            raise RuleBroken("tensors for the simulator are float32, got %s" % tensor.array.dtype)
-        if tensor.array.size != int(np.prod(shape)):
-            raise RuleBroken("the whole buffer must be given, got %s" % (tensor.array.shape,))
-        return tensor.array.reshape(shape)
+        if tensor.dtype != "float32":
+            raise RuleBroken("tensors for the simulator are float32, got %s" % tensor.dtype)
+        if int(np.prod(tensor.shape)) != int(np.prod(shape)):
+            raise RuleBroken("the whole buffer must be given, got %s" % (tensor.shape,))
+        return lambda: tensor.read().reshape(shape)
 
     @staticmethod
     def _chosen(indices, count, size):
-        if indices.array.dtype != np.int32:
-            raise RuleBroken("indices are int32, got %s" % indices.array.dtype)
-        if indices.array.size != count or len(set(indices.array.tolist())) != count:
+        if indices.dtype != "int32":
+            raise RuleBroken("indices are int32, got %s" % indices.dtype)
+        chosen = indices.read()
+        if chosen.size != count or len(set(chosen.tolist())) != count:
             raise RuleBroken("there must be as many different indices as are counted")
-        if count and not 0 <= indices.array.min() <= indices.array.max() < size:
+        if count and not 0 <= chosen.min() <= chosen.max() < size:
             raise RuleBroken("an index is of no actor")
-        return indices.array
+        return indices.read
 
     def set_actor_root_state_tensor_indexed(self, arg0, arg1, arg2, arg3):
         self._set(arg0, "root", arg1, arg2)
-        rows = self._floats(arg1, (len(arg0.actors), 13))
-        for i in self._chosen(arg2, arg3, len(arg0.actors)):
-            arg0.actors[i].set_root(rows[i])
+        rows, chosen = self._floats(arg1, (len(arg0.actors), 13)), self._chosen(arg2, arg3, len(arg0.actors))
+        if arg0.actors[0].asset.fixed:
+            raise RuleBroken("the root of a fixed actor cannot be set")
+
+        def order():
+            values = rows()
+            for i in chosen():
+                arg0.actors[i].set_root(values[i])
+
+        self._order(arg0, order)
         return True
 
     def set_dof_state_tensor_indexed(self, arg0, arg1, arg2, arg3):
@@ -581,16 +617,25 @@ class Gym:
         joints = len(arg0.actors[0].asset.joints)
         if not joints:
             raise RuleBroken("actors without joints must not be passed")
-        rows = self._floats(arg1, (len(arg0.actors), joints, 2))
-        for i in self._chosen(arg2, arg3, len(arg0.actors)):
-            arg0.actors[i].set_joints(rows[i])
+        rows, chosen = self._floats(arg1, (len(arg0.actors), joints, 2)), self._chosen(arg2, arg3, len(arg0.actors))
+
+        def order():
+            values = rows()
+            for i in chosen():
+                arg0.actors[i].set_joints(values[i])
+
+        self._order(arg0, order)
         return True
 
     def _command(self, sim, name, tensor):
         self._set(sim, name, tensor)
         rows = self._floats(tensor, (len(sim.actors), len(sim.actors[0].asset.joints)))
-        for actor, row in zip(sim.actors, rows):
-            getattr(actor, name)[:] = row
+
+        def order():
+            for actor, row in zip(sim.actors, rows()):
+                getattr(actor, name)[:] = row
+
+        self._order(sim, order)
 
     def set_dof_position_target_tensor(self, arg0, arg1):
         self._command(arg0, "target", arg1)
@@ -605,7 +650,12 @@ class Gym:
             raise NotImplementedError("forces in the bodies' own frames")
         self._set(sim, "wrench", forceTensor, torqueTensor)
         shape = (len(sim.actors), len(sim.actors[0].asset.bodies), 3)
-        sim.wrench = np.concatenate([self._floats(forceTensor, shape), self._floats(torqueTensor, shape)], axis=2)
+        force, torque = self._floats(forceTensor, shape), self._floats(torqueTensor, shape)
+
+        def order():
+            sim.wrench = np.concatenate([force(), torque()], axis=2)
+
+        self._order(sim, order)
         return True
 
     # --- time ---------------------------------------------------------------------------------------------------
@@ -617,7 +667,7 @@ class Gym:
         for name, source in arg0.held:
             if source() is None:
                 raise RuleBroken("a tensor for %s is gone before the simulator read it" % name)
-        if arg0.simulated and not arg0.fetched:
+        if arg0.simulated and not arg0.fetched and arg0.gpu is None:
             raise RuleBroken("results must be fetched between two simulates on the CPU")
         arg0.simulated += 1
         fault, _, when = os.environ.get("ISAACGYM_STANDIN_FAULT", "").partition(":")
@@ -626,6 +676,13 @@ class Gym:
                 os.abort()
             while fault == "hang":
                 time.sleep(1.0)
+            if fault == "overflow":
+                pairs = arg0.params.physx.max_gpu_contact_pairs
+                text = "Contact buffer overflow detected, please increase its size to at least %d in the scene desc!"
+                _print("internal error : " + text % (2 * pairs))
+        for order in arg0.orders:
+            order()
+        arg0.orders = []
         for i, actor in enumerate(arg0.actors):
             actor.simulate(arg0, None if arg0.wrench is None else arg0.wrench[i])
         arg0.wrench, arg0.called, arg0.held, arg0.fetched = None, set(), [], False

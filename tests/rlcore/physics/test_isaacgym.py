@@ -374,7 +374,7 @@ def test_what_is_no_server_is_one_line(tmp_path, text, words):
 
 def test_a_server_of_another_version_is_refused(python, monkeypatch):
     monkeypatch.setattr(bridge, "PROTOCOL", 99)
-    with pytest.raises(InputError, match="speaks version 1 and the engine 99"):
+    with pytest.raises(InputError, match="speaks version 2 and the engine 99"):
         cartpole(python).simulator(1)
 
 

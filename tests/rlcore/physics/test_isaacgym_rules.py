@@ -212,7 +212,11 @@ RULES = {
         [("        if simulate:\n            self._refresh()\n", "")],
         MOTION,
     ),
-    "results are fetched": (SERVER, [("            gym.fetch_results(sim, True)\n", "")], "results must be fetched"),
+    "results are fetched": (
+        SERVER,
+        [("                gym.fetch_results(sim, True)\n", "                pass\n")],
+        "results must be fetched",
+    ),
     "efforts last for one simulate": (
         SERVER,
         [('if self.setup["efforts"]:', 'if self.setup["efforts"] and _ == 0:')],
