@@ -303,7 +303,7 @@ def test_memory_is_given_back_when_nobody_has_it_open(python, device, reference,
             engine._simulators.clear()
     engine.close()
     assert len(closed) == (2 if end == "kill" else 1)
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.glob("rlcore-*")) == []
 
 
 def recorded(close, closed):
