@@ -310,7 +310,7 @@ class IsaacGymEngine(ModelEngine):
     """The Engine contract over Isaac Gym.
 
     Args:
-      model: a compiled model; it is copied.
+      model: a compiled model, from MJCF, URDF or code alike; it is copied.
       settings: how the simulator runs.
       extra: must be empty: `mjData` has no counterpart there.
       num_threads: PhysX's threads on CPUs; 0 takes every CPU.
@@ -482,7 +482,7 @@ class _Simulator:
         self.dof_order = places([d.dofs.index(name) for name in dofs])
         self.dof_places = places([dofs.index(name) for name in d.dofs])
         ids = [d.body_ids[d.bodies.index(name)] for name in bodies]
-        self.body_ids = places([max(b, 0) for b in ids])  # no force acts on the world
+        self.body_ids = places([max(b, 0) for b in ids])
         self.dof_qpos, self.dof_qvel = places(d.dof_qpos), places(d.dof_qvel)
         self.actuated = layout.Actuators(*(torch.as_tensor(x, device=self.device) for x in engine.actuators))
         self.gear = self.actuated.gear.double()
@@ -523,6 +523,7 @@ class _Simulator:
             "watched": [names[b] for b in self.watched],
             "drives": self._drives(),
             "masses": self._masses(),
+            "filters": self._filters(),
             "friction": self._friction(),
             "targets": "position" in modes,
             "efforts": "effort" in modes,
@@ -548,38 +549,24 @@ class _Simulator:
         }
 
     def _masses(self) -> dict[str, Any]:
-        if not any(name in self.fields for name in ("body_mass", "body_inertia", "body_ipos")):
-            return {}
-        mass, inertia, centre = self._rows("body_mass"), self._rows("body_inertia"), self._rows("body_ipos")
-        found = {}
-        for name, b in zip(self.description.bodies, self.description.body_ids, strict=True):
-            if b >= 0:
-                flat = np.zeros(9)
-                mujoco.mju_quat2Mat(flat, self.model.body_iquat[b])
-                turn = flat.reshape(3, 3)
-                tensor = np.einsum("ij,nj,kj->nik", turn, inertia[:, b], turn).reshape(self.size, 9)
-                found[name] = np.concatenate([mass[:, b, None], centre[:, b], tensor], axis=1).tolist()
+        fields = (self._rows(name) for name in ("body_mass", "body_inertia", "body_ipos"))
+        found = layout.body_masses(self.model, self.description, *fields)
+        return {name: rows.tolist() for name, rows in found.items()}
+
+    def _filters(self) -> dict[str, Any]:
+        d = self.description
+        found: dict[str, list[int]] = {}
+        for name, number in zip(d.geom_bodies, d.filters, strict=True):
+            found.setdefault(name, []).append(number)
         return found
 
     def _friction(self) -> dict[str, Any]:
         d, friction = self.description, self._rows("geom_friction")[..., 0]
-        floor = self._floor()
-        ground = d.ground if floor is None else friction[:, floor, None]
+        ground = None if d.floor is None else friction[:, d.floor, None]
         shapes = layout.shape_friction(friction, d.geoms, d.ground, ground)
         shapes = np.round(shapes / _FRICTION_STEP) * _FRICTION_STEP
-        found: dict[str, Any] = {}
-        for name, b in zip(d.bodies, d.body_ids, strict=True):
-            own = [i for i, g in enumerate(d.geoms) if int(self.model.geom_bodyid[g]) == b]
-            if own:
-                found[name] = shapes[:, own].tolist()
-        return found
-
-    def _floor(self) -> int | None:
-        """The floor's geom, if there is one."""
-        if self.description.ground is None:
-            return None
-        planes = np.flatnonzero(self.model.geom_type == int(mujoco.mjtGeom.mjGEOM_PLANE))
-        return int(next(g for g in planes if self.model.geom_contype[g] or self.model.geom_conaffinity[g]))
+        places = {name: [i for i, body in enumerate(d.geom_bodies) if body == name] for name in d.geom_bodies}
+        return {name: layout.one_row(shapes[:, own]).tolist() for name, own in places.items()}
 
     def take_fields(self, fields: PhysicsParams) -> bool:
         """Make the simulator's model fields these, and tell whether that can be done without starting it again."""
@@ -615,10 +602,8 @@ class _Simulator:
     def _derive(self) -> None:
         """What a step computes with, from the model fields."""
         tensor = lambda x: torch.as_tensor(np.array(x, dtype=np.float64), device=self.device)  # noqa: E731
-        limited = self.model.actuator_forcelimited.astype(bool)
-        limits = self._value("actuator_forcerange")
-        self.low = tensor(np.where(limited, limits[..., 0], -np.inf))
-        self.high = tensor(np.where(limited, limits[..., 1], np.inf))
+        limits = layout.force_limits(self.model, self.actuators, self._value("actuator_forcerange"))
+        self.low, self.high = map(tensor, limits)
         self.gain = tensor(self._value("actuator_gainprm")[..., 0])
         self.kv = tensor(-self._value("actuator_biasprm")[..., 2])
         self.mass, self.inertia = tensor(self._value("body_mass")), tensor(self._value("body_inertia"))
@@ -649,7 +634,8 @@ class _Simulator:
         torch.index_select(targets.float(), 1, self.dof_order, out=shared["target"])
         torch.index_select(efforts.float(), 1, self.dof_order, out=shared["effort"])
         if wrench is not None:
-            sent = wrench.float()
+            # None for the world, whose row stands for bodies that the model has not.
+            sent = torch.nn.functional.pad(wrench[:, 1:].float(), (0, 0, 1, 0))
             torch.index_select(sent[..., 0:3], 1, self.body_ids, out=shared["force"])
             torch.index_select(sent[..., 3:6], 1, self.body_ids, out=shared["torque"])
         count = self._write_state(rows, sane)

@@ -56,6 +56,10 @@ def _exactly(channel, size):
     return b"".join(parts)
 
 
+def _short(numbers):
+    return " ".join("%.5g" % x for x in numbers)
+
+
 class Refused(Exception):
     """Something that the user can put right, told in one line."""
 
@@ -322,6 +326,7 @@ class Simulation:
         options.max_angular_velocity = 1000.0
         options.max_linear_velocity = 1000.0
         options.disable_gravity = False
+        options.enable_gyroscopic_forces = True
         asset = self.gym.load_asset(self.sim, setup["asset_root"], setup["asset_file"], options)
         if asset is None:
             raise Refused("Isaac Gym could not read the model that was written for it")
@@ -344,6 +349,7 @@ class Simulation:
         self.actors.append(actor)
         self.set_drives(i, self.setup["drives"])
         self._set_bodies(i, self.setup["masses"])
+        self._set_filters(i, self.setup["filters"])
         self.set_friction(i, self.setup["friction"])
 
     def set_drives(self, i, drives):
@@ -362,32 +368,54 @@ class Simulation:
         self.gym.set_actor_dof_properties(self.envs[i], self.actors[i], properties)
 
     def _set_bodies(self, i, masses):
-        """Mass, centre and inertia of the bodies of robot i where they are not the asset's: before prepare_sim only."""
-        if not masses:
-            return
+        """Mass, centre and inertia of the bodies of robot i, before prepare_sim only: one row for all, or one each."""
         properties = self.gym.get_actor_rigid_body_properties(self.envs[i], self.actors[i])
-        for name, rows in masses.items():
+        told = {name: rows[i if len(rows) > 1 else 0] for name, rows in masses.items()}
+        for name, row in told.items():
             own = properties[self.bodies.index(name)]
-            mass, com, inertia = rows[i][0], rows[i][1:4], rows[i][4:13]
-            own.mass = mass
-            own.com = self.gymapi.Vec3(*com)
+            own.mass = row[0]
+            own.com = self.gymapi.Vec3(*row[1:4])
             matrix = self.gymapi.Mat33()
-            matrix.x = self.gymapi.Vec3(*inertia[0:3])
-            matrix.y = self.gymapi.Vec3(*inertia[3:6])
-            matrix.z = self.gymapi.Vec3(*inertia[6:9])
+            matrix.x = self.gymapi.Vec3(*row[4:7])
+            matrix.y = self.gymapi.Vec3(*row[7:10])
+            matrix.z = self.gymapi.Vec3(*row[10:13])
             own.inertia = matrix
         self.gym.set_actor_rigid_body_properties(self.envs[i], self.actors[i], properties, False)
+        properties = self.gym.get_actor_rigid_body_properties(self.envs[i], self.actors[i])
+        for name, row in told.items():
+            own = properties[self.bodies.index(name)]
+            inertia = [x for line in (own.inertia.x, own.inertia.y, own.inertia.z) for x in (line.x, line.y, line.z)]
+            com = [own.com.x, own.com.y, own.com.z]
+            for what, kept, wanted in (
+                ("mass", [own.mass], row[0:1]),
+                ("centre of mass", com, row[1:4]),
+                ("inertia", inertia, row[4:13]),
+            ):
+                # What is kept is of single precision, an inertia as principal moments and axes.
+                room = 1e-4 * max(abs(x) for x in wanted) + (1e-6 if what == "centre of mass" else 0.0)
+                if not all(abs(x - y) <= room for x, y in zip(kept, wanted)):
+                    raise Refused(
+                        "Isaac Gym keeps another %s of body %s than it is told: %s instead of %s"
+                        % (what, name, _short(kept), _short(wanted))
+                    )
+
+    def _set_filters(self, i, filters):
+        """Which shapes of robot i touch each other: for each body one number a shape."""
+        self._set_shapes(i, "filter", filters)
 
     def set_friction(self, i, friction):
-        """Sliding friction of the shapes of robot i: for each body one row a robot, one number a shape."""
+        """Sliding friction of the shapes of robot i: for each body a row for all robots or one each, of its shapes."""
+        self._set_shapes(i, "friction", {name: rows[i if len(rows) > 1 else 0] for name, rows in friction.items()})
+
+    def _set_shapes(self, i, field, values):
         shapes = self.gym.get_actor_rigid_shape_properties(self.envs[i], self.actors[i])
         places = self.gym.get_actor_rigid_body_shape_indices(self.envs[i], self.actors[i])
-        for name, rows in friction.items():
+        for name, row in values.items():
             place = places[self.bodies.index(name)]
-            if place.count != len(rows[i]):
-                raise Refused("Isaac Gym reads %d shapes of %s, which has %d" % (place.count, name, len(rows[i])))
-            for k, value in enumerate(rows[i]):
-                shapes[place.start + k].friction = value
+            if place.count != len(row):
+                raise Refused("Isaac Gym reads %d shapes of %s, which has %d" % (place.count, name, len(row)))
+            for k, value in enumerate(row):
+                setattr(shapes[place.start + k], field, value)
         for shape in shapes:
             shape.restitution = 0.0
         if shapes:

@@ -124,6 +124,7 @@ class AssetOptions(_Struct):
         "collapse_fixed_joints": False,
         "default_dof_drive_mode": 0,
         "disable_gravity": False,
+        "enable_gyroscopic_forces": True,
         "fix_base_link": False,
         "linear_damping": 0.0,
         "max_angular_velocity": 64.0,
@@ -170,6 +171,12 @@ _DOF = np.dtype(
 class _Asset:
     def __init__(self, text, options):
         self.options, root = options, ElementTree.fromstring(text)
+        for body in root.iter("body"):
+            if len(body.findall("joint")) > 1:
+                raise RuleBroken("one joint is made of all joints of a body, here of %s" % body.get("name"))
+        # MuJoCo has a faster way for inertias along the axes of a frame, and keeps to it when they are turned later.
+        for inertial in root.iter("inertial"):
+            inertial.set("quat", "0.9 0.3 0.2 0.1")
         # A drive of each joint: force = stiffness target - stiffness position - damping velocity, within the effort.
         actuators = ElementTree.SubElement(root, "actuator")
         for joint in root.iter("joint"):
@@ -187,7 +194,11 @@ class _Asset:
                 raise RuleBroken("only primitives are read from MJCF, got %s" % geom.get("type"))
         self.model = mujoco.MjModel.from_xml_string(ElementTree.tostring(root, encoding="unicode"))
         m = self.model
+        # The reader of MJCF is said to take principal axes for those of the frame.
+        m.body_iquat[:] = (1.0, 0.0, 0.0, 0.0)
         m.opt.integrator = int(mujoco.mjtIntegrator.mjINT_IMPLICITFAST)
+        # Which shapes touch is told by the geoms alone.
+        m.opt.disableflags |= int(mujoco.mjtDisableBit.mjDSBL_FILTERPARENT)
         self.fixed = not (m.njnt and int(m.jnt_type[0]) == int(mujoco.mjtJoint.mjJNT_FREE))
         if self.fixed != options.fix_base_link:
             raise RuleBroken("fix_base_link and the root's joint disagree")
@@ -208,24 +219,48 @@ class _Actor:
         m.opt.timestep = sim.params.dt / sim.params.substeps
         g = sim.params.gravity
         m.opt.gravity[:] = (g.x, g.y, g.z)
-        ground = m.geom("ground").id
-        for geom in range(m.ngeom):
-            if geom != ground:
-                m.geom_contype[geom], m.geom_conaffinity[geom], m.geom_priority[geom] = int(filter == 0), 1, 1
-        if sim.plane is not None:
-            m.geom_contype[ground] = 1
-        # Older MuJoCos look at these first, and do not derive them from the geoms again.
-        for geom in range(m.ngeom):
-            m.body_contype[m.geom_bodyid[geom]] |= m.geom_contype[geom]
-            m.body_conaffinity[m.geom_bodyid[geom]] |= m.geom_conaffinity[geom]
+        self.ground, self.on_ground = m.geom("ground").id, sim.plane is not None
+        self.shapes = [g for body in asset.geoms for g in body]
+        self.filters = [filter] * len(self.shapes)
         self.drive = np.zeros(len(asset.joints), _DOF)
         self.drive["hasLimits"] = m.jnt_limited[asset.joints]
-        self.friction = [1.0] * sum(len(x) for x in asset.geoms)
+        self.friction = [1.0] * len(self.shapes)
         self.data = mujoco.MjData(m)
         if not asset.fixed:
             self.data.qpos[:3] = (pose.p.x, pose.p.y, pose.p.z)
         self.contact = np.zeros((len(asset.bodies), 3))
         self.target, self.effort = np.zeros(len(asset.joints)), np.zeros(len(asset.joints))
+
+    def touching(self):
+        """Pairs of shapes that PhysX looks for contacts of: not those of one body, nor of two that a joint links."""
+        m, found = self.model, []
+        for i, a in enumerate(self.shapes):
+            for k, b in enumerate(self.shapes[:i]):
+                one, two = int(m.geom_bodyid[a]), int(m.geom_bodyid[b])
+                linked = one == two or m.body_parentid[one] == two or m.body_parentid[two] == one
+                if not linked and not self.filters[i] & self.filters[k]:
+                    found.append((a, b))
+        return found
+
+    def apply_filters(self):
+        """A bit for each shape and one for the ground; a geom has the bits of those that it touches."""
+        m = self.model
+        if len(self.shapes) > 30:
+            raise NotImplementedError("more shapes than bits")
+        bits = {g: 1 << i for i, g in enumerate(self.shapes)}
+        for g in self.shapes:
+            m.geom_contype[g], m.geom_conaffinity[g], m.geom_priority[g] = bits[g], int(self.on_ground) << 30, 1
+        m.geom_contype[self.ground] = int(self.on_ground) << 30
+        for a, b in self.touching():
+            if m.body_weldid[m.geom_bodyid[a]] == m.body_weldid[m.geom_bodyid[b]]:
+                raise RuleBroken("shapes of bodies that are fixed to each other touch, and push each other apart")
+            m.geom_conaffinity[a] |= bits[b]
+            m.geom_conaffinity[b] |= bits[a]
+        # Older MuJoCos look at these first, and do not derive them from the geoms again.
+        m.body_contype[:] = m.body_conaffinity[:] = 0
+        for g in range(m.ngeom):
+            m.body_contype[m.geom_bodyid[g]] |= m.geom_contype[g]
+            m.body_conaffinity[m.geom_bodyid[g]] |= m.geom_conaffinity[g]
 
     def apply_drive(self):
         m = self.model
@@ -419,6 +454,7 @@ class Gym:
             raise RuleBroken("prepare_sim is called once")
         for actor in arg0.actors:
             actor.apply_drive()
+            actor.apply_filters()
         bodies = sum(len(actor.asset.bodies) for actor in arg0.actors)
         joints = sum(len(actor.asset.joints) for actor in arg0.actors)
         shapes = {"root": (len(arg0.actors), 13), "dof": (joints, 2), "body": (bodies, 13), "contact": (bodies, 3)}
@@ -456,8 +492,12 @@ class Gym:
     def get_actor_rigid_body_properties(self, arg0, arg1):
         model, found = arg0.actors[arg1].model, []
         for b in arg0.actors[arg1].asset.bodies:
-            own = RigidBodyProperties()
-            own.mass, own.com = float(model.body_mass[b]), Vec3(*model.body_ipos[b])
+            own, turn = RigidBodyProperties(), np.zeros(9)
+            mujoco.mju_quat2Mat(turn, model.body_iquat[b])
+            turn = turn.reshape(3, 3)
+            rows = np.float32(turn @ np.diag(model.body_inertia[b]) @ turn.T)
+            own.mass, own.com = float(np.float32(model.body_mass[b])), Vec3(*np.float32(model.body_ipos[b]))
+            own.inertia.x, own.inertia.y, own.inertia.z = (Vec3(*row) for row in rows)
             found.append(own)
         return found
 
@@ -472,29 +512,33 @@ class Gym:
             model.body_mass[b] = own.mass
             model.body_ipos[b] = (own.com.x, own.com.y, own.com.z)
             rows = [[v.x, v.y, v.z] for v in (own.inertia.x, own.inertia.y, own.inertia.z)]
-            if np.any(rows):
-                values, vectors = np.linalg.eigh(np.array(rows))
-                if np.linalg.det(vectors) < 0:
-                    vectors[:, 0] *= -1
-                model.body_inertia[b] = values
-                mujoco.mju_mat2Quat(model.body_iquat[b], np.ascontiguousarray(vectors).ravel())
+            values, vectors = np.linalg.eigh(np.float32(rows).astype(np.float64))
+            if values[0] <= 0.0:
+                raise RuleBroken("an inertia must be positive")
+            if np.linalg.det(vectors) < 0:
+                vectors[:, 0] *= -1
+            model.body_inertia[b] = values
+            mujoco.mju_mat2Quat(model.body_iquat[b], np.ascontiguousarray(vectors).ravel())
         return True
 
     def get_actor_rigid_shape_properties(self, arg0, arg1):
         found = []
-        for friction in arg0.actors[arg1].friction:
+        for friction, filter in zip(arg0.actors[arg1].friction, arg0.actors[arg1].filters):
             own = RigidShapeProperties()
-            own.friction = friction
+            own.friction, own.filter = friction, filter
             found.append(own)
         return found
 
     def set_actor_rigid_shape_properties(self, arg0, arg1, arg2):
         actor, plane = arg0.actors[arg1], arg0.sim.plane
         actor.friction = [own.friction for own in arg2]
-        geoms = [g for body in actor.asset.geoms for g in body]
-        if len(geoms) != len(arg2):
+        if len(actor.shapes) != len(arg2):
             raise RuleBroken("there must be properties for each shape")
-        for g, own in zip(geoms, arg2):
+        filters = [own.filter for own in arg2]
+        if filters != actor.filters:
+            self._before_prepare(arg0.sim)
+            actor.filters = filters
+        for g, own in zip(actor.shapes, arg2):
             other = own.friction if plane is None else plane.static_friction
             actor.model.geom_friction[g, 0] = (own.friction + other) / 2.0
         return True

@@ -7,6 +7,7 @@ documented rules are broken. That it has Isaac Gym's signatures is tested in tes
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from dataclasses import replace as with_fields
 from pathlib import Path
 
 import mujoco
+import numpy as np
 import pytest
 import torch
 from torch.func import vmap
@@ -28,9 +30,10 @@ from rlcore.physics.engine import drain_faults
 from rlcore.physics.engines import device_of, make_engine
 from rlcore.physics.isaacgym import IsaacGymEngine, Server
 from rlcore.physics.isaacgym_settings import PYTHON_VARIABLE, Settings, find_python
-from rlcore.physics.mujoco import MujocoEngine
+from rlcore.physics.mujoco import MujocoEngine, load_model
 from rlcore.tree import map_leaves, named_leaves, replace
 from tasks.cartpole import MODEL as CARTPOLE
+from tasks.humanoid.body import MODEL as HUMANOID
 from tests.rlcore.physics.standin import STANDIN, interpreter, program
 from tests.rlcore.physics.test_engine import MODEL as BOX
 from tests.rlcore.physics.test_engine import noise
@@ -241,6 +244,238 @@ def test_the_simulator_is_started_again_for_other_values_only(python, reference,
     first = step(moon, None)
     assert_close(step({"opt.gravity": 0.2 * rows["opt.gravity"]}), first, 0.0)
     assert started == [3, 3, 3, 3]
+    engine.close()
+
+
+# --- What a model is told as -----------------------------------------------------------------------------------
+
+
+def mutant_server(tmp_path, monkeypatch, old, new):
+    """Let servers run a copy of the program with one change."""
+    source = bridge.SERVER.read_text()
+    assert old in source
+    path = tmp_path / "isaacgym_server.py"
+    path.write_text(source.replace(old, new))
+    monkeypatch.setattr(bridge, "SERVER", path)
+
+
+def mutant_standin(tmp_path, old, new):
+    """An interpreter whose Isaac Gym is a copy of the stand-in with one change."""
+    folder = tmp_path / "standin"
+    shutil.copytree(STANDIN, folder)
+    path = folder / "isaacgym" / "gymapi.py"
+    source = path.read_text()
+    assert old in source
+    path.write_text(source.replace(old, new))
+    return script(tmp_path, f'PYTHONPATH={shlex.quote(str(folder))} exec {shlex.quote(program())} "$@"\n')
+
+
+def both(model, python):
+    return IsaacGymEngine(model, Settings(python)), MujocoEngine(model, 1)
+
+
+def test_the_humanoid_steps_as_mujocos_does(python):
+    """Whose bodies have up to three joints: one link each is between them, and no force acts on those."""
+    engine, reference = both(load_model(HUMANOID), python)
+    stand, _ = reference.model.keyframe("stand")
+    qpos = stand + noise(4, len(stand), scale=0.05)
+    qpos[:, 3:7] /= qpos[:, 3:7].norm(dim=1, keepdim=True)
+    states = vmap(reference.initial)(qpos, noise(4, 27, seed=1, scale=0.3))
+    ctrl, wrench = noise(4, 21, scale=0.2), noise(4, 13, 6, seed=3, scale=10)
+    params = {
+        "body_mass": reference.nominal("body_mass")["body_mass"] * (1 + noise(4, 13, seed=4).clamp(-1, 1) / 2),
+        "body_inertia": reference.nominal("body_inertia")["body_inertia"]
+        * (1 + noise(4, 13, 1, seed=5).clamp(-1, 1) / 2),
+    }
+    step = lambda e, p: vmap(lambda p, s, c, w: e.step(p, s, c, w, substeps=4))(p, states, ctrl, wrench)  # noqa: E731
+    expected, actual = step(reference, params), step(engine, params)
+    # What the links hold of a body does not follow its later joints.
+    torch.testing.assert_close(actual.qpos, expected.qpos, rtol=0, atol=1e-3)
+    torch.testing.assert_close(actual.qvel, expected.qvel, rtol=0, atol=0.03)
+    other = step(reference, {})
+    assert (other.qpos - expected.qpos).abs().max() > 5e-3 and (other.qvel - expected.qvel).abs().max() > 0.3
+    simulator = engine.simulator(4, params)
+    assert {len(rows) for rows in simulator._masses().values()} == {4}
+    assert {len(rows) for rows in engine.simulator(4)._masses().values()} == {1}
+    engine.close()
+
+
+TOP = """
+<mujoco>
+  <option timestep="0.005" integrator="implicitfast"/>
+  <worldbody>
+    <body name="top"><freejoint/>
+      <inertial pos="0.1 0 0" quat="0.8 0.4 0.2 0.4" mass="2" diaginertia="0.05 0.03 0.025"/>
+      <body name="arm" pos="0 0 0.2"><joint name="hinge" axis="0 1 0"/>
+        <inertial pos="0 0.1 0" quat="0.6 0 0.8 0" mass="1" diaginertia="0.02 0.015 0.01"/></body>
+    </body>
+  </worldbody>
+</mujoco>
+"""
+
+
+def top_after(engine):
+    state = engine.initial(torch.tensor([0.0, 0, 1, 1, 0, 0, 0, 0.3]), torch.tensor([0.0, 0, 0, 3, 2, -4, 1]))
+    return engine.step({}, state, torch.zeros(0), substeps=20)
+
+
+def test_inertias_that_lean_are_told_beside_the_asset(python, tmp_path, monkeypatch):
+    engine, reference = both(mujoco.MjModel.from_xml_string(TOP), python)
+    expected = top_after(reference)
+    assert_close(without_sensors(top_after(engine)), without_sensors(expected))
+    engine.close()
+    # Isaac Gym's reader drops how they lean, as the stand-in does.
+    mutant_server(tmp_path, monkeypatch, '        self._set_bodies(i, self.setup["masses"])\n', "")
+    assert (top_after(engine).qvel - expected.qvel).abs().max() > 0.1
+    engine.close()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("model.body_mass[b] = own.mass", "pass", "mass of body arm"),
+        ("model.body_ipos[b] = (own.com.x, own.com.y, own.com.z)", "pass", "centre of mass of body arm"),
+        ("model.body_inertia[b] = values", "pass", "inertia of body top"),
+    ],
+)
+def test_masses_that_are_not_kept_are_told_of(tmp_path, old, new, words):
+    model = mujoco.MjModel.from_xml_string(TOP)
+    engine = IsaacGymEngine(model, Settings(mutant_standin(tmp_path, old, new)))
+    state = engine.initial(torch.tensor([0.0, 0, 1, 1, 0, 0, 0, 0]), torch.zeros(7))
+    mass, centre = engine.nominal("body_mass")["body_mass"], engine.nominal("body_ipos")["body_ipos"].clone()
+    params = {"body_mass": mass * torch.tensor([1.0, 1.0, 1.01]), "body_ipos": centre}
+    centre[2, 0] += 1e-3
+    with pytest.raises(InputError, match=f"Isaac Gym keeps another {words} than it is told") as error:
+        engine.step(params, state, torch.zeros(0), substeps=1)
+    assert "\n" not in str(error.value)
+
+
+# Balls of which some overlap. In MuJoCo only the rod and the right one touch: the rod and the left one are excluded,
+# the rod hangs on the car by two hinges, and the pack and the bag are both fixed to the car. The tip could touch all.
+CROWD = """
+<mujoco>
+  <option timestep="0.002" integrator="implicitfast"/>
+  <default><geom type="sphere" size="0.1" friction="0 0 0"/></default>
+  <worldbody>
+    <body name="car"><inertial pos="0 0 0" mass="1" diaginertia="0.1 0.1 0.1"/><joint name="slide" type="slide"/>
+      <geom name="car"/>
+      <body name="pack" pos="0 0 0.15"><inertial pos="0 0 0" mass="1" diaginertia="0.1 0.1 0.1"/>
+        <geom name="pack"/></body>
+      <body name="bag" pos="0.1 0 0.25"><inertial pos="0 0 0" mass="1" diaginertia="0.1 0.1 0.1"/>
+        <geom name="bag"/></body>
+      <body name="rod"><inertial pos="0.1 0 0" mass="1" diaginertia="0.1 0.1 0.1"/>
+        <joint name="yaw" axis="0 0 1"/><joint name="pitch" axis="0 1 0"/><geom name="rod" pos="0.18 0 0.02"/>
+        <body name="tip" pos="2 0 0"><joint name="tip" axis="0 0 1"/><geom name="tip"/></body></body>
+      <body name="left"><inertial pos="0 0 0" mass="1" diaginertia="0.1 0.1 0.1"/>
+        <joint name="left" axis="0 0 1"/><geom name="left" pos="0.31 0.13 0"/></body>
+      <body name="right"><inertial pos="0 0 0" mass="1" diaginertia="0.1 0.1 0.1"/>
+        <joint name="right" axis="0 0 1"/><geom name="right" pos="0.31 -0.13 0"/></body>
+    </body>
+  </worldbody>
+  <contact><exclude body1="rod" body2="left"/></contact>
+</mujoco>
+"""
+
+
+def crowd_after(engine):
+    return engine.step({}, engine.initial(torch.zeros(6), torch.zeros(6)), torch.zeros(0), substeps=10)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("filters)", "filters)", ""),
+        ('        self._set_filters(i, self.setup["filters"])\n', "", "fixed to each other"),
+        ('self._set_shapes(i, "filter", filters)', 'self._set_shapes(i, "filter", {"bag": [1], "pack": [1]})', None),
+        (
+            'self._set_shapes(i, "filter", filters)',
+            'self._set_shapes(i, "filter", {name: [1] for name in filters})',
+            None,
+        ),
+    ],
+)
+def test_shapes_of_a_robot_touch_as_mujocos_do(python, tmp_path, monkeypatch, old, new, words):
+    engine, reference = both(mujoco.MjModel.from_xml_string(CROWD), python)
+    expected = crowd_after(reference)
+    left, right = expected.qvel[4:6]
+    assert right < -0.05 < left
+    mutant_server(tmp_path, monkeypatch, old, new)
+    if words:  # which the stand-in tells of
+        with pytest.raises(RuntimeError, match=words):
+            crowd_after(engine)
+    elif words is None:
+        assert (crowd_after(engine).qvel - expected.qvel).abs().max() > 0.05
+    else:
+        assert_close(without_sensors(crowd_after(engine)), without_sensors(expected), 1e-3)
+    engine.close()
+
+
+def link(name, geometry="", mass=1.0):
+    collision = (
+        f'<collision><origin xyz="0 0 0.01" rpy="0.5 0.3 0"/><geometry>{geometry}</geometry></collision>'
+        if geometry
+        else ""
+    )
+    moments = '<inertia ixx="0.02" iyy="0.03" izz="0.025" ixy="0.002" ixz="0.001" iyz="0"/>'
+    inertial = f'<inertial><origin xyz="0 0 0.05" rpy="0.3 0 0"/><mass value="{mass}"/>{moments}</inertial>'
+    return f'<link name="{name}">{inertial}{collision}</link>'
+
+
+FIXED = f"""
+<robot name="arm">
+  {link("base", '<box size="0.1 0.1 0.1"/>')}
+  {link("upper")}
+  {link("lower", '<sphere radius="0.05"/>')}
+  <joint name="shoulder" type="revolute"><parent link="base"/><child link="upper"/><origin xyz="0 0 0.2" rpy="0 0 0.4"/>
+    <axis xyz="0 1 0"/><limit lower="-2" upper="3.2" effort="10" velocity="5"/></joint>
+  <joint name="elbow" type="revolute"><parent link="upper"/><child link="lower"/><origin xyz="0 0 0.2" rpy="0 0 0"/>
+    <axis xyz="0 1 0"/><limit lower="-3" upper="3" effort="10" velocity="5"/></joint>
+</robot>
+"""
+FLOATING = f"""
+<robot name="hopper">
+  <mujoco><compiler fusestatic="false"/></mujoco>
+  <link name="world"/>
+  {link("trunk", '<box size="0.2 0.2 0.1"/>')}
+  {link("foot", '<sphere radius="0.05"/>')}
+  <joint name="root" type="floating"><parent link="world"/><child link="trunk"/><origin xyz="0 0 0.3"/></joint>
+  <joint name="leg" type="prismatic"><parent link="trunk"/><child link="foot"/><origin xyz="0 0 -0.2" rpy="0.1 0 0"/>
+    <axis xyz="0 0 1"/><limit lower="-0.05" upper="0.05" effort="100" velocity="5"/></joint>
+</robot>
+"""
+
+
+def from_urdf(text, floor):
+    """A URDF in MuJoCo, with a motor for each joint and, if asked for, a floor."""
+    spec = mujoco.MjSpec.from_string(text)
+    spec.option.timestep, spec.option.integrator = 0.002, mujoco.mjtIntegrator.mjINT_IMPLICITFAST
+    if floor:
+        spec.worldbody.add_geom(name="floor", type=mujoco.mjtGeom.mjGEOM_PLANE, size=[5, 5, 1])
+    for joint in spec.joints:
+        if joint.type != mujoco.mjtJoint.mjJNT_FREE:
+            motor = spec.add_actuator(name=f"{joint.name}_motor", target=joint.name, trntype=mujoco.mjtTrn.mjTRN_JOINT)
+            motor.set_to_motor()
+    return spec.compile()
+
+
+@pytest.mark.parametrize("fixed", [True, False])
+def test_a_urdf_that_mujoco_has_compiled_steps_as_in_mujoco(python, fixed):
+    model = from_urdf(FIXED if fixed else FLOATING, not fixed)
+    assert model.nu == (2 if fixed else 1) and np.abs(model.body_iquat[-1, 1:]).max() > 0.1
+    engine, reference = both(model, python)
+    assert engine.description.floating != fixed
+    # The lower arm lies on the base, which is fixed; the foot stands in the floor.
+    qpos = torch.tensor([2.9, 0.5]) if fixed else torch.tensor([0.0, 0, 0.24, 1, 0, 0, 0, 0])
+    state = reference.initial(qpos.double(), torch.zeros(model.nv).double())
+    # More than the effort that the joint may take.
+    ctrl = torch.tensor([15.0, -3.0] if fixed else [150.0]).double()
+    step = lambda e: e.step({}, state, ctrl, substeps=20)  # noqa: E731
+    expected, actual = step(reference), step(engine)
+    data = mujoco.MjData(model)
+    data.qpos[:] = qpos
+    mujoco.mj_forward(model, data)
+    assert data.ncon > 0
+    assert_close(without_sensors(actual), without_sensors(expected), 1e-3)
     engine.close()
 
 
@@ -528,6 +763,41 @@ def test_the_verification_finds_the_standin_right_and_a_wrong_point_wrong(python
     monkeypatch.setattr(verify_isaacgym, "CHECKS", (verify_isaacgym.spinning,))
     assert not verify_isaacgym.verify(Settings(python, velocity_point="origin"), 0.03)
     assert "--isaacgym.velocity-point com" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("check", "old", "new"),
+    [
+        ("falling", "m.opt.gravity[:] = (g.x, g.y, g.z)", "m.opt.gravity[:] = (g.x, g.y, 0.9 * g.z)"),
+        ("resting", "sign * world", "0.9 * sign * world"),
+        ("turning", 'float(drive["armature"])', "0.0"),
+        ("slowing", '-float(drive["damping"])', '-0.8 * float(drive["damping"])'),
+        ("following", 'float(drive["stiffness"]) if', '0.9 * float(drive["stiffness"]) if'),
+        ("following", '-float(drive["damping"])', '-0.8 * float(drive["damping"])'),
+        # Joints of a body in another order, and others in their place.
+        ("gimbal", "def set_joints(self, rows):\n", "def set_joints(self, rows):\n        rows = rows[::-1]\n"),
+        ("gimbal", 'for inertial in root.iter("inertial"):', 'for n, joint in enumerate(root.iter("joint")):\n'
+         '            joint.set("axis", ("0 0 1", "0 1 0", "1 0 0")[n])\n'
+         '        for inertial in root.iter("inertial"):'),
+        # Inertias are told as they were set, and forgotten.
+        ("leaning", "            actor.apply_drive()\n            actor.apply_filters()",
+         "            actor.model.body_iquat[:] = (1.0, 0.0, 0.0, 0.0)\n            actor.apply_drive()"),
+        ("heavier", "            actor.apply_drive()\n            actor.apply_filters()",
+         "            actor.model.body_mass[:] = actor.asset.model.body_mass\n            actor.apply_drive()"),
+        ("sliding", "(own.friction + other) / 2.0", "max(own.friction, other)"),
+        ("pushing", "d.xfrc_applied[self.asset.bodies] = wrench", "d.xfrc_applied[self.asset.bodies] = 0.9 * wrench"),
+        # At the origin of the frame and not at the centre of mass.
+        ("pushing", "d.xfrc_applied[self.asset.bodies] = wrench",
+         "d.xfrc_applied[self.asset.bodies] = wrench\n"
+         "            for b in self.asset.bodies:\n"
+         "                d.xfrc_applied[b, 3:] -= np.cross(d.xipos[b] - d.xpos[b], d.xfrc_applied[b, :3])"),
+    ],
+)  # fmt: skip
+def test_each_check_of_the_verification_finds_what_it_is_for(tmp_path, monkeypatch, capsys, check, old, new):
+    broken = mutant_standin(tmp_path, old, new)
+    monkeypatch.setattr(verify_isaacgym, "CHECKS", (getattr(verify_isaacgym, check),))
+    assert not verify_isaacgym.verify(Settings(broken), 0.03)
+    assert capsys.readouterr().out.startswith("FAIL")
 
 
 @pytest.mark.slow

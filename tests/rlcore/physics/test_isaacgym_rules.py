@@ -154,9 +154,8 @@ RULES = {
         "before prepare_sim",
     ),
     "contact forces are collected": (SERVER, [("CC_LAST_SUBSTEP", "CC_NEVER")], f"{SENSORS}: touch"),
-    # Options of an asset that have other defaults than none.
+    # An option of an asset that has another default than none.
     "nothing is damped": (SERVER, [("options.angular_damping = 0.0", "pass")], MOTION),
-    "armature is not added to links": (SERVER, [("options.armature = 0.0", "options.armature = 0.02")], MOTION),
     # Setters.
     "each setter once between two simulates": (
         SERVER,
