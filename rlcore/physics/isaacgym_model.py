@@ -120,14 +120,14 @@ def _refuse(what: str) -> InputError:
 def describe(model: mujoco.MjModel) -> Description:
     """What Isaac Gym needs to know of a model.
 
-    Users report that Isaac Gym makes one spherical joint of several hinges on one body. So each joint of a body but the last
-    gets a link of its own between the body and its parent. Each link takes `LINK_SHARE` of the body's mass and inertia,
-    about the body's centre of mass: at joints of 0 the whole is exactly the body, elsewhere these shares do not follow
-    the later joints. That much moves the humanoid, in MuJoCo, with and without links for 1 s under its servos: its
-    joint angles differ by 0.0002 rad at most in the median of 20 motions (0.0013 in the worst) while it stands and its
-    targets move by 0.1 rad, and by 0.008 rad (0.11) in the air while they sweep half of their ranges. The accelerations
-    of articulated bodies, as PhysX computes them, are exact to 1e-6 in single precision for every share from 0.03 to
-    1e-7, since the light directions of a link are those that the next joint turns in.
+    Users report that Isaac Gym makes one spherical joint of several hinges on one body. So each joint of a body but the
+    last gets a link of its own between the body and its parent. Each link takes `LINK_SHARE` of the body's mass and
+    inertia, about the body's centre of mass: at joints of 0 the whole is exactly the body, elsewhere these shares do
+    not follow the later joints. That much moves the humanoid, in MuJoCo, with and without links for 1 s under its
+    servos: its joint angles differ by 0.0002 rad at most in the median of 20 motions (0.0013 in the worst) while it
+    stands and its targets move by 0.1 rad, and by 0.008 rad (0.11) in the air while they sweep half of their ranges.
+    The accelerations of articulated bodies, as PhysX computes them, are exact to 1e-6 in single precision for every
+    share from 0.03 to 1e-7, since the light directions of a link are those that the next joint turns in.
 
     Raises:
       InputError: for anything that has no counterpart in Isaac Gym, by its name: more than one root, a free joint that
