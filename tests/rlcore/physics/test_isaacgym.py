@@ -277,11 +277,12 @@ def both(model, python):
 def test_the_humanoid_steps_as_mujocos_does(python):
     """Whose bodies have up to three joints: one link each is between them, and no force acts on those."""
     engine, reference = both(load_model(HUMANOID), python)
-    stand, _ = reference.model.keyframe("stand")
+    stand, still = reference.model.keyframe("stand")
     qpos = stand + noise(4, len(stand), scale=0.05)
+    qpos[:, 2] += 0.3  # above the floor: contacts are another test's
     qpos[:, 3:7] /= qpos[:, 3:7].norm(dim=1, keepdim=True)
     states = vmap(reference.initial)(qpos, noise(4, 27, seed=1, scale=0.3))
-    ctrl, wrench = noise(4, 21, scale=0.2), noise(4, 13, 6, seed=3, scale=10)
+    ctrl, wrench = still + noise(4, 21, scale=0.05), noise(4, 13, 6, seed=3, scale=2)
     params = {
         "body_mass": reference.nominal("body_mass")["body_mass"] * (1 + noise(4, 13, seed=4).clamp(-1, 1) / 2),
         "body_inertia": reference.nominal("body_inertia")["body_inertia"]
@@ -289,11 +290,11 @@ def test_the_humanoid_steps_as_mujocos_does(python):
     }
     step = lambda e, p: vmap(lambda p, s, c, w: e.step(p, s, c, w, substeps=4))(p, states, ctrl, wrench)  # noqa: E731
     expected, actual = step(reference, params), step(engine, params)
-    # What the links hold of a body does not follow its later joints.
-    torch.testing.assert_close(actual.qpos, expected.qpos, rtol=0, atol=1e-3)
-    torch.testing.assert_close(actual.qvel, expected.qvel, rtol=0, atol=0.03)
+    # What the links hold of a body does not follow its later joints; masses that were not told would be seen.
+    torch.testing.assert_close(actual.qpos, expected.qpos, rtol=0, atol=3e-4)
+    torch.testing.assert_close(actual.qvel, expected.qvel, rtol=0, atol=5e-3)
     other = step(reference, {})
-    assert (other.qpos - expected.qpos).abs().max() > 5e-3 and (other.qvel - expected.qvel).abs().max() > 0.3
+    assert (other.qvel - expected.qvel).abs().max() > 5e-2
     simulator = engine.simulator(4, params)
     assert {len(rows) for rows in simulator._masses().values()} == {4}
     assert {len(rows) for rows in engine.simulator(4)._masses().values()} == {1}
@@ -465,7 +466,7 @@ def test_a_urdf_that_mujoco_has_compiled_steps_as_in_mujoco(python, fixed):
     engine, reference = both(model, python)
     assert engine.description.floating != fixed
     # The lower arm lies on the base, which is fixed; the foot stands in the floor.
-    qpos = torch.tensor([2.9, 0.5]) if fixed else torch.tensor([0.0, 0, 0.24, 1, 0, 0, 0, 0])
+    qpos = torch.tensor([2.6, 0.5]) if fixed else torch.tensor([0.0, 0, 0.24, 1, 0, 0, 0, 0])
     state = reference.initial(qpos.double(), torch.zeros(model.nv).double())
     # More than the effort that the joint may take.
     ctrl = torch.tensor([15.0, -3.0] if fixed else [150.0]).double()
