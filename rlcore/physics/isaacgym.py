@@ -141,6 +141,9 @@ class Server:
                 raise InputError(f"the Isaac Gym server speaks version {answer['protocol']}, not {PROTOCOL}")
             self.dofs: list[str] = answer["dofs"]
             self.bodies: list[str] = answer["bodies"]
+            if answer["note"]:
+                advice = "python -m experiments.verify_isaacgym tells whether bodies turn as they should"
+                warnings.warn(f"{answer['note']}; {advice}", RuntimeWarning, stacklevel=2)
             self._share(len(setup["watched"]))
         except BaseException:
             self.close()

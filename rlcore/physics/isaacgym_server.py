@@ -262,7 +262,7 @@ class Simulation:
         self.asset = self._load(setup)
         self.dofs = self.gym.get_asset_dof_names(self.asset)
         self.bodies = self.gym.get_asset_rigid_body_names(self.asset)
-        self.envs, self.actors = [], []
+        self.envs, self.actors, self.note = [], [], ""
         for i in range(self.size):
             self._add_robot(i)
         if not self.gym.prepare_sim(self.sim):
@@ -394,10 +394,16 @@ class Simulation:
                 # What is kept is of single precision, an inertia as principal moments and axes.
                 room = 1e-4 * max(abs(x) for x in wanted) + (1e-6 if what == "centre of mass" else 0.0)
                 if not all(abs(x - y) <= room for x, y in zip(kept, wanted)):
-                    raise Refused(
-                        "Isaac Gym keeps another %s of body %s than it is told: %s instead of %s"
-                        % (what, name, _short(kept), _short(wanted))
+                    differs = "Isaac Gym keeps another %s of body %s than it is told: %s instead of %s" % (
+                        what,
+                        name,
+                        _short(kept),
+                        _short(wanted),
                     )
+                    if what != "inertia":
+                        raise Refused(differs)
+                    # It may tell an inertia in other axes than it takes it in; how a body turns is what counts.
+                    self.note = self.note or differs
 
     def _set_filters(self, i, filters):
         """Which shapes of robot i touch each other: for each body one number a shape."""
@@ -524,7 +530,7 @@ def serve(channel, memory_descriptor):
     if setup["protocol"] != PROTOCOL:
         raise Refused("the server speaks version %d and the engine %d" % (PROTOCOL, setup["protocol"]))
     simulation = Simulation(import_isaacgym(), setup)
-    send(channel, {"protocol": PROTOCOL, "dofs": simulation.dofs, "bodies": simulation.bodies})
+    send(channel, {"protocol": PROTOCOL, "dofs": simulation.dofs, "bodies": simulation.bodies, "note": simulation.note})
     mapping = receive(channel)
     if mapping is None:
         return

@@ -133,25 +133,29 @@ def test_vmap_equals_a_loop(pair):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("name", TASKS)
-def test_a_gpu_simulates_the_same(name):
-    make = TASKS[name][0]
+@pytest.mark.parametrize("make", [make_gym_walker2d, make_gym_ant])
+def test_a_gpu_simulates_the_same(make):
     on_cpu = make(1)
     with torch.device("cuda"):
         on_gpu = make(physics="warp")
     keys = random.split(random.key(5), 4)
     low, high = on_cpu.spec.action_low[0], on_cpu.spec.action_high[0]
-    actions = random.uniform(random.key(6), (4, on_cpu.spec.action_size), low, high)
+    action = random.uniform(random.key(6), (4, on_cpu.spec.action_size), low, high)
     seen = []
     for env, device in ((on_cpu, "cpu"), (on_gpu, "cuda")):
         many = batch(env)
         state, _ = many.reset(env.params, keys.to(device))
-        for _ in range(3):
-            state, transition = many.step(env.params, state, actions.to(device))
+        _, transition = many.step(env.params, state, action.to(device))
         seen.append({"obs": transition.next_obs["policy"].cpu(), "reward": transition.reward.cpu()})
     for part, values in seen[0].items():
-        # In single precision on the GPU, through 3 control steps.
-        torch.testing.assert_close(seen[1][part], values, rtol=1e-2, atol=1e-2)
+        # One step in single precision: a foot that lands a substep later, as some do in the next, is another motion.
+        torch.testing.assert_close(seen[1][part], values, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.gpu
+def test_what_a_gpu_cannot_simulate_is_told():
+    with torch.device("cuda"), pytest.raises(InputError, match=r"MuJoCo Warp cannot run this model: .*PGS"):
+        make_gym_humanoid(physics="warp")
 
 
 def test_episodes_are_cut_after_their_steps():

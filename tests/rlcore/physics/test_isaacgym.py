@@ -346,8 +346,15 @@ def test_masses_that_are_not_kept_are_told_of(tmp_path, old, new, words):
     mass, centre = engine.nominal("body_mass")["body_mass"], engine.nominal("body_ipos")["body_ipos"].clone()
     params = {"body_mass": mass * torch.tensor([1.0, 1.0, 1.01]), "body_ipos": centre}
     centre[2, 0] += 1e-3
-    with pytest.raises(InputError, match=f"Isaac Gym keeps another {words} than it is told") as error:
-        engine.step(params, state, torch.zeros(0), substeps=1)
+    words = f"Isaac Gym keeps another {words} than it is told"
+    step = lambda: engine.step(params, state, torch.zeros(0), substeps=1)  # noqa: E731
+    if "inertia" in words:
+        with pytest.warns(RuntimeWarning, match=f"{words}: .*verify_isaacgym tells whether bodies turn"):
+            step()
+        engine.close()
+        return
+    with pytest.raises(InputError, match=words) as error:
+        step()
     assert "\n" not in str(error.value)
 
 
