@@ -38,6 +38,7 @@ from torch import Tensor
 
 from rlcore.errors import InputError
 from rlcore.physics import isaacgym_model as layout
+from rlcore.physics import isaacgym_sensors as sensing
 from rlcore.physics.engine import FAULT_ACTION, FAULT_NONE, FAULT_UNSTABLE, PhysicsParams, Rows
 from rlcore.physics.mujoco import STATE_LIMIT, ModelEngine, MujocoEngine, model_field, same_memory
 from rlcore.tree import where
@@ -328,8 +329,8 @@ class IsaacGymEngine(ModelEngine):
         self.settings = settings
         self.description = layout.describe(self.mjmodel)
         self.actuators = layout.actuator_table(self.mjmodel)
-        self.sensors = layout.sensors_of(self.mjmodel)
-        self.watched = layout.watched(self.mjmodel, self.sensors)
+        self.sensors = sensing.sensors_of(self.mjmodel)
+        self.watched = sensing.watched(self.mjmodel, self.sensors)
         self._mujoco = MujocoEngine(model, 1)
         settable = {n: s for n, s in self._field_shapes.items() if n in (*_AT_START, *_DRIVES, *_FRICTION)}
         self._field_shapes = settable
@@ -627,14 +628,14 @@ class _Simulator:
         if not self.sensors:
             return rows.sensordata.clone()
         shared = self.server.tensors
-        bodies = layout.bodies_from_tensors(self.watched, shared["body"], shared["contact"], self.com)
+        bodies = sensing.bodies_from_tensors(self.watched, shared["body"], shared["contact"], self.com)
         force = layout.actuator_force(
             self.actuators, ctrl, self.qpos, self.qvel, self.gain, self.kv, self.low, self.high
         )
         gear = force.new_tensor(self.actuators.gear)
         joint_force = force.new_zeros(self.size, self.model.nv)
         joint_force = joint_force.index_copy(1, torch.as_tensor(self.actuators.qvel), gear * force)
-        motion = layout.Motion(
+        motion = sensing.Motion(
             qpos=self.qpos,
             qvel=self.qvel,
             qpos_before=rows.qpos,
@@ -646,4 +647,4 @@ class _Simulator:
             mass=self.mass,
             inertia=self.inertia,
         )
-        return layout.sensor_values(self.model, self.sensors, bodies, motion)
+        return sensing.sensor_values(self.model, self.sensors, bodies, motion)
