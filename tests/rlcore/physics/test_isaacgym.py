@@ -468,8 +468,8 @@ def test_either_point_of_velocities_gives_mujocos_step(python, reference, monkey
          "            gym.set_dof_actuation_force_tensor(sim, unwrap(shared[\"effort\"]))\n"
          "            gym.simulate(sim)\n",
          "set twice between"),
-        ("        for _ in range(substeps if simulate else 0):",
-         "        self._refresh()\n        for _ in range(substeps):",
+        ("        for i in range(substeps if simulate else 0):",
+         "        self._refresh()\n        for i in range(substeps):",
          "may be stale"),
         ("        # Root states are not numbers if they are acquired before they were refreshed once.\n"
          "        self._refresh()\n", "", "before it was refreshed"),
