@@ -667,9 +667,6 @@ class _Simulator:
         force = layout.actuator_force(
             self.actuators, ctrl, self.qpos, self.qvel, self.gain, self.kv, self.low, self.high
         )
-        gear = force.new_tensor(self.actuators.gear)
-        joint_force = force.new_zeros(self.size, self.model.nv)
-        joint_force = joint_force.index_copy(1, torch.as_tensor(self.actuators.qvel), gear * force)
         return self.sensor_array(
             sensing.Motion(
                 shared["body"],
@@ -678,7 +675,6 @@ class _Simulator:
                 self.qpos,
                 self.qvel,
                 force,
-                joint_force,
                 wrench,
             )
         )

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from rlcore import rotations
 from rlcore.errors import InputError
+from rlcore.physics.isaacgym_model import actuator_table
 
 _SITE, _BODY, _XBODY = (int(getattr(mujoco.mjtObj, f"mjOBJ_{k}")) for k in ("SITE", "BODY", "XBODY"))
 # Sensors by what they are computed from: the body that they are on, its acceleration, and the forces on its subtree.
@@ -33,6 +34,8 @@ _KIND = {int(getattr(mujoco.mjtSensor, f"mjSENS_{name}")): name for name in _SEN
 _SPHERE, _CAPSULE, _BOX = (int(getattr(mujoco.mjtGeom, f"mjGEOM_{k}")) for k in ("SPHERE", "CAPSULE", "BOX"))
 # Points of a body's shapes carry its contact force if they are at most so much higher than its lowest one, m.
 _SOLE = 0.01
+# Robots whose states are transposed at a time.
+_PIECE = 512
 
 
 def _refuse(what: str) -> InputError:
@@ -137,8 +140,7 @@ class Motion(NamedTuple):
       contact: `[N, watched, 3]` its net contact forces of the last substep, world frame, N.
       before: `[N, accelerated, 13]` rigid body states before the last substep.
       qpos, qvel: `[N, nq]`, `[N, nv]`.
-      force: `[N, nu]` forces of the actuators.
-      joint_force: `[N, nv]` the same through the gears, on the joints.
+      force: `[N, nu]` forces of the actuators, before their gears.
       wrench: `[N, nbody, 6]` external force and torque on each body at its centre of mass, world frame; None for none.
     """
 
@@ -148,7 +150,6 @@ class Motion(NamedTuple):
     qpos: Tensor
     qvel: Tensor
     force: Tensor
-    joint_force: Tensor
     wrench: Tensor | None = None
 
 
@@ -279,8 +280,15 @@ class SensorArray:
         self._numbers = {
             kind: (self._places([s.number for s in found]), self._places(_columns(found)))
             for kind, found in of_kind.items()
-            if found and kind in _OF_JOINTS
+            if found and kind in ("JOINTPOS", "JOINTVEL", "ACTUATORFRC")
         }
+        table = actuator_table(model)
+        driven = {int(place): a for a, place in enumerate(table.qvel)}
+        forced = [s for s in of_kind["JOINTACTFRC"] if s.number in driven]
+        chosen = [driven[s.number] for s in forced]
+        gear = torch.as_tensor(table.gear[chosen], device=device)
+        self._joint_forces = self._places(chosen), self._places(_columns(forced)), gear
+        self._undriven = self._places(_columns([s for s in of_kind["JOINTACTFRC"] if s.number not in driven]))
         self._momenta = [
             (self._rows_of(every, _subtree(model, s.body)), self._places(_columns([s])))
             for s in of_kind["SUBTREEANGMOM"]
@@ -309,11 +317,13 @@ class SensorArray:
             ("JOINTPOS", motion.qpos),
             ("JOINTVEL", motion.qvel),
             ("ACTUATORFRC", motion.force),
-            ("JOINTACTFRC", motion.joint_force),
         ):
             if kind in self._numbers:
                 numbers, columns = self._numbers[kind]
                 out[:, columns] = joints[:, numbers]
+        actuators, columns, gear = self._joint_forces
+        out[:, columns] = gear * motion.force[:, actuators]
+        out[:, self._undriven] = 0.0
         return out
 
     # --- constants ------------------------------------------------------------------------------------------
@@ -504,7 +514,11 @@ def _balls(model: mujoco.MjModel, body: int) -> list[tuple[np.ndarray, float]]:
 def _by_component(tensor: Tensor) -> Tensor:
     """`[N, B, k]` to `[B, k, N]`."""
     size, bodies, width = tensor.shape
-    return tensor.reshape(size, bodies * width).t().contiguous().reshape(bodies, width, size)
+    rows, out = tensor.reshape(size, bodies * width), tensor.new_empty(bodies * width, size)
+    # In pieces that a cache holds: half the time of the whole at once.
+    for start in range(0, size, _PIECE):
+        out[:, start : start + _PIECE] = rows[start : start + _PIECE].t()
+    return out.reshape(bodies, width, size)
 
 
 def _states(body: Tensor) -> _States:
@@ -516,10 +530,9 @@ def _states(body: Tensor) -> _States:
     x, y, z, w = quaternion.unbind(1)
     matrix = quaternion.new_empty(len(parts), 3, 3, parts.shape[-1])
     # What is written in place need not be gathered afterwards, which would cost as much as all of the arithmetic.
-    wx, wy, wz, _ = (w.unsqueeze(1) * doubled).unbind(1)
-    xx, xy, xz, _ = (x.unsqueeze(1) * doubled).unbind(1)
-    _, yy, yz, _ = (y.unsqueeze(1) * doubled).unbind(1)
-    zz = z * doubled[:, 2]
+    x2, y2, z2, _ = doubled.unbind(1)
+    xx, yy, zz, xy, xz, yz = x * x2, y * y2, z * z2, x * y2, x * z2, y * z2
+    wx, wy, wz = w * x2, w * y2, w * z2
     for i, (p, q) in enumerate(((yy, zz), (xx, zz), (xx, yy))):
         torch.sub(1.0 - p, q, out=matrix[:, i, i])
     for i, j, p, q in ((1, 0, xy, wz), (0, 2, xz, wy), (2, 1, yz, wx)):

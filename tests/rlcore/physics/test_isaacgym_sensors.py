@@ -149,7 +149,7 @@ class Recorded:
         force = layout.actuator_force(table, row(data.ctrl), row(data.qpos), row(data.qvel), gain, kv, low, high)
         self.motion = sensing.Motion(
             row(self.body), row(self.contact), row(self.before), row(data.qpos), row(data.qvel), force,
-            row(data.qfrc_actuator), row(wrench),
+            row(wrench),
         )  # fmt: skip
         self.expected = np.zeros(model.nsensordata)
         for s in sensors:
