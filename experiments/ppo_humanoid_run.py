@@ -8,6 +8,7 @@ from experiments.recording import filmed, recorded_faults
 from experiments.search_space import PPO_SEARCH
 from rlcore.env import auto_reset
 from rlcore.experiment import Experiment, TrainingConfig
+from rlcore.physics.engines import Physics
 from tasks.humanoid.run import make_humanoid_run
 from tasks.running import CONTROL_DT
 
@@ -22,8 +23,11 @@ class Config:
 
     seed: int = 0
     """Seed of every random number of the run."""
+    physics: Physics = "mujoco"
+    """What simulates: mujoco on CPUs; warp on an NVIDIA GPU, where learning runs then too; or isaacgym, see its page
+    in docs/."""
     num_threads: int = 0
-    """Physics threads; 0 takes every CPU. The result does not depend on it."""
+    """Physics threads on CPUs; 0 takes every CPU. The result does not depend on it."""
     episode_steps: int = 1000
     """Length of an episode, control steps of 0.0166 s."""
     ppo: PPOConfig = field(
@@ -53,7 +57,7 @@ SEARCH = PPO_SEARCH
 
 def build(config: Config) -> Experiment:
     """The environment and the learner that a configuration describes."""
-    env = make_humanoid_run(config.num_threads, config.episode_steps)
+    env = make_humanoid_run(config.num_threads, config.episode_steps, config.physics)
     algorithm = make_ppo(auto_reset(env), config.ppo)
     return Experiment(env, env, algorithm, filmed(env, algorithm), recorded_faults)
 
