@@ -1,13 +1,20 @@
 """Sensors computed from Isaac Gym's tensors, against MuJoCo's own."""
 
+import re
+
 import mujoco
 import numpy as np
 import pytest
 import torch
+from torch.func import vmap
 
 from rlcore.errors import InputError
 from rlcore.physics import isaacgym_model as layout
 from rlcore.physics import isaacgym_sensors as sensing
+from rlcore.physics.isaacgym import IsaacGymEngine, Settings
+from rlcore.physics.mujoco import MujocoEngine
+from rlcore.tree import map_leaves
+from tests.rlcore.physics.test_isaacgym import _one_thread, python  # noqa: F401
 from tests.rlcore.physics.test_isaacgym_model import ant, arm, edited, humanoid, noise, random_data, task_model
 
 # A substep short enough that the differences of velocities are accelerations to about 1e-6 of them.
@@ -213,3 +220,107 @@ def test_sensors_are_mujocos(make, of_com):
             np.testing.assert_allclose(actual, expected, rtol=0, atol=case.limit(sensor), err_msg=sensor.name)
             touched += sensor.kind == "TOUCH" and expected[0] > 0.5
     assert touched > 1 or make is arm
+
+
+def test_masses_are_those_of_each_robot():
+    """Centres, masses and inertias that differ from robot to robot, and in no robot are the model's."""
+    nominal, generator, cases = fine(rig()), np.random.default_rng(0), []
+    for seed in range(3):
+        model = fine(rig())
+        model.body_ipos[1:] += 0.05 * generator.standard_normal((model.nbody - 1, 3))
+        model.body_mass[1:] *= generator.uniform(0.5, 2.0, model.nbody - 1)
+        model.body_inertia[1:] *= generator.uniform(0.8, 1.2, (model.nbody - 1, 1))
+        data = standing(model, seed)
+        mujoco.mj_setConst(model, mujoco.MjData(model))
+        cases.append(Recorded(model, data, of_com=True))
+    motion = sensing.Motion(*(torch.cat(parts) for parts in zip(*(c.motion for c in cases), strict=True)))
+    every = [torch.cat(parts) for parts in zip(*(c.inertial for c in cases), strict=True)]
+    values = array(nominal, every, True)(motion)
+    for i, case in enumerate(cases):
+        for s in case.sensors:
+            np.testing.assert_allclose(values[i, s.place], case.expected[s.place], rtol=0, atol=case.limit(s))
+    # And none of the three is left out.
+    fields = nominal.body_mass, nominal.body_inertia, nominal.body_ipos
+    for k, field in enumerate(fields):
+        partly = [torch.tensor(field).expand_as(x) if i == k else x for i, x in enumerate(every)]
+        wrong = array(nominal, partly, True)(motion)
+        off = {s.name for s in cases[0].sensors if (wrong - values)[:, s.place].abs().max() > 10 * cases[0].limit(s)}
+        assert {"momentum_of_all", "momentum_of_leg", "thigh_torque"} <= off
+        assert ("foot_centre" in off) == (k == 2)
+
+
+def test_single_precision_is_enough_far_from_the_origin():
+    """A kilometre away, where positions are rounded to 0.06 mm, as where an episode of running ends."""
+    model = rig()
+    model.opt.timestep, model.opt.integrator = 0.0083, int(mujoco.mjtIntegrator.mjINT_EULER)
+    case = Recorded(model, standing(model, 0), of_com=True)
+    near = array(model, case.inertial, True)(case.motion)
+    shift = torch.zeros(13).double()
+    shift[0:2] = torch.tensor([1000.0, -700.0])
+    far = case.motion._replace(body=(case.motion.body + shift).float(), before=(case.motion.before + shift).float())
+    values = array(model, case.inertial, True, torch.float32)(far._replace(contact=far.contact.float()))
+    for s in case.sensors:
+        if s.kind != "FRAMEPOS":
+            # An arm that is rounded so turns the force of the contact into as much torque.
+            limit = 6e-5 * float(case.motion.contact.norm(dim=-1).max()) if s.kind == "TORQUE" else 1e-4
+            torch.testing.assert_close(values[:, s.place], near[:, s.place], rtol=0, atol=limit, msg=s.name)
+
+
+def test_torques_of_feet_with_several_shapes_err_within_their_extent():
+    """Where a foot on the floor is pushed is not told: its torque may be wrong by the force times half its length."""
+    model, errors = fine(task_model("humanoid_run")), []
+    for seed in range(8):
+        case = Recorded(model, standing(model, seed), of_com=True)
+        values = array(model, case.inertial, True)(case.motion)[0].numpy()
+        for s in case.sensors:
+            if s.kind == "FORCE":
+                np.testing.assert_allclose(values[s.place], case.expected[s.place], rtol=0, atol=case.limit(s))
+            if s.kind == "TORQUE":
+                foot = next(i for i, b in enumerate(sensing.watched(model, case.sensors)) if b == s.body)
+                pushed = float(case.motion.contact[0, foot].norm())
+                error = np.abs(values[s.place] - case.expected[s.place]).max()
+                # Heel and toes are 0.2 m apart.
+                assert error <= 0.1 * pushed + case.limit(s)
+                errors.append((pushed, error))
+    pushed, error = np.array(errors).T
+    assert (pushed > 1.0).sum() > 3 and (pushed == 0.0).any()
+    # A robot on its heels or its toes knows more than that.
+    assert np.median(error[pushed > 1.0] / pushed[pushed > 1.0]) < 0.05
+
+
+def test_a_step_of_one_substep_and_rows_just_reset(python):  # noqa: F811
+    """Velocities before the substep are the states' that are given, of rows that go on and of rows just written."""
+    model = mujoco.MjModel.from_xml_string(re.sub(r' damping="[0-9.]*"', "", RIG))
+    model.opt.timestep, model.opt.integrator = 1e-3, int(mujoco.mjtIntegrator.mjINT_IMPLICITFAST)
+    engine, reference = IsaacGymEngine(model, Settings(python)), MujocoEngine(model, 1)
+    draw = np.random.default_rng(1)
+    masses = np.concatenate([np.zeros(1), draw.uniform(1, 2, model.nbody - 1)])
+    centres = model.body_ipos + 0.05 * draw.standard_normal((4, model.nbody, 3)) * (masses > 0)[:, None]
+    params = {"body_ipos": torch.tensor(centres), "body_mass": torch.tensor(masses).expand(4, -1).clone()}
+    start = lambda seeds: [standing(model, seed) for seed in seeds]  # noqa: E731
+    as_state = lambda datas: vmap(reference.initial)(  # noqa: E731
+        torch.tensor(np.stack([d.qpos for d in datas])), torch.tensor(np.stack([d.qvel for d in datas]))
+    )
+    ctrl, wrench = noise(4, 2), noise(4, model.nbody, 6, seed=5)
+    wrench[:, 0] = 0.0
+    late = [s for s in sensing.sensors_of(model) if s.kind in LATE]
+
+    def check(states, substeps):
+        step = lambda e: vmap(lambda p, s, c, w: e.step(p, s, c, w, substeps=substeps))(params, states, ctrl, wrench)  # noqa: E731
+        after, expected = step(engine), step(reference)
+        # Accelerations change by about 1 % within a substep.
+        limit = 0.02 * max(float(expected.sensordata[:, s.place].abs().max()) for s in late)
+        for s in late:
+            told = expected.sensordata[:, s.place]
+            torch.testing.assert_close(after.sensordata[:, s.place], told, rtol=0, atol=limit, msg=s.name)
+        return after
+
+    fresh, other = as_state(start(range(4))), as_state(start(range(4, 8)))
+    state = check(check(fresh, 1), 1)
+    assert engine.simulator(4, params).written == 0
+    reset = torch.tensor([False, True, False, True])
+    mixed = map_leaves(lambda a, b: torch.where(reset.reshape(-1, *[1] * (a.ndim - 1)), a, b), other, state)
+    check(mixed, 1)
+    assert engine.simulator(4, params).written == 2
+    check(check(mixed, 3), 2)
+    engine.close()
