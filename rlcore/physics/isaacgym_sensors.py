@@ -288,7 +288,6 @@ class SensorArray:
         chosen = [driven[s.number] for s in forced]
         gear = torch.as_tensor(table.gear[chosen], device=device)
         self._joint_forces = self._places(chosen), self._places(_columns(forced)), gear
-        self._undriven = self._places(_columns([s for s in of_kind["JOINTACTFRC"] if s.number not in driven]))
         self._momenta = [
             (self._rows_of(every, _subtree(model, s.body)), self._places(_columns([s])))
             for s in of_kind["SUBTREEANGMOM"]
@@ -302,7 +301,7 @@ class SensorArray:
 
     def __call__(self, motion: Motion) -> Tensor:
         """`[N, nsensordata]` float64, in MuJoCo's order and units."""
-        values = motion.body.new_empty(self._size, len(motion.body))
+        values = motion.body.new_zeros(self._size, len(motion.body))
         if self._of_motion:
             now = _states(motion.body)
             self._frame_sensors(now, values)
@@ -323,7 +322,6 @@ class SensorArray:
                 out[:, columns] = joints[:, numbers]
         actuators, columns, gear = self._joint_forces
         out[:, columns] = gear * motion.force[:, actuators]
-        out[:, self._undriven] = 0.0
         return out
 
     # --- constants ------------------------------------------------------------------------------------------
@@ -416,11 +414,8 @@ class SensorArray:
             return
         masses = self._masses
         arm = _turn(now.matrix, masses.centre)
-        # As seen from one body: about a common centre of mass that changes nothing.
         place = now.position - now.position[:1] + arm
-        velocity = now.linear - now.linear[:1]
-        if not self._of_com:
-            velocity = velocity + _cross(now.angular, arm)
+        velocity = now.linear if self._of_com else now.linear + _cross(now.angular, arm)
         carried, momentum = masses.mass * place, masses.mass * velocity
         about = _spin(masses, now) + _cross(carried, velocity)
         for rows, columns in self._momenta:

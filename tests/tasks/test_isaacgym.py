@@ -1,5 +1,7 @@
 """Every task through the Isaac Gym engine, with the stand-in that MuJoCo simulates, against the same on MuJoCo."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -19,7 +21,7 @@ NUM, WARM_UP, STEPS = 3, 2, 3
 
 # What a control step is paid may differ by so much: nothing but rounding where rewards are of positions and
 # velocities, and up to 4 % where they are of sensors of the feet, which are one substep newer than MuJoCo's.
-TASKS = {
+TASKS: dict[str, tuple[Any, float]] = {
     "cartpole": (make_cartpole, 1e-5),
     "ant": (make_ant, 1e-5),
     "humanoid_run": (make_humanoid_run, 1e-5),

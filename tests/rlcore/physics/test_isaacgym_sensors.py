@@ -76,6 +76,7 @@ RIG = """
     <jointpos name="hip_position" joint="hip"/>
     <actuatorfrc name="shoulder_force" actuator="shoulder"/>
     <jointactuatorfrc name="hip_torque" joint="hip"/>
+    <jointactuatorfrc name="knee_torque" joint="knee"/>
     <jointvel name="knee_velocity" joint="knee"/>
   </sensor>
 </mujoco>
