@@ -6,6 +6,7 @@ from algos.ppo import PPOConfig, make_ppo
 from experiments.cli import run
 from experiments.recording import filmed, recorded_faults
 from experiments.search_space import PPO_KL_SEARCH
+from experiments.simulation import SimulationConfig
 from rlcore.env import auto_reset
 from rlcore.experiment import Experiment, TrainingConfig
 from tasks.humanoid.run import make_humanoid_run
@@ -13,7 +14,7 @@ from tasks.running import CONTROL_DT
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(SimulationConfig):
     """Learn to run to a far target on two legs (published returns of 1000 steps: 6500 to 8800).
 
     The published settings, but 1024 robots instead of 4096 and batches a quarter as large. They scale rewards by
@@ -22,8 +23,6 @@ class Config:
 
     seed: int = 0
     """Seed of every random number of the run."""
-    num_threads: int = 0
-    """Physics threads; 0 takes every CPU. The result does not depend on it."""
     episode_steps: int = 1000
     """Length of an episode, control steps of 0.0166 s."""
     ppo: PPOConfig = field(
@@ -53,7 +52,7 @@ SEARCH = PPO_KL_SEARCH
 
 def build(config: Config) -> Experiment:
     """The environment and the learner that a configuration describes."""
-    env = make_humanoid_run(config.num_threads, config.episode_steps)
+    env = make_humanoid_run(config.num_threads, config.episode_steps, config.engine)
     algorithm = make_ppo(auto_reset(env), config.ppo)
     return Experiment(env, env, algorithm, filmed(env, algorithm), recorded_faults)
 

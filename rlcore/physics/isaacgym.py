@@ -40,6 +40,7 @@ from torch import Tensor
 
 from rlcore.errors import InputError
 from rlcore.physics import isaacgym_model as layout
+from rlcore.physics import isaacgym_sensors as sensing
 from rlcore.physics.engine import FAULT_ACTION, FAULT_NONE, FAULT_UNSTABLE, PhysicsParams, Rows
 from rlcore.physics.isaacgym_server import CudaMemory, Refused
 from rlcore.physics.isaacgym_settings import Settings, find_python
@@ -144,12 +145,12 @@ class Server:
             if answer["note"]:
                 advice = "python -m experiments.verify_isaacgym tells whether bodies turn as they should"
                 warnings.warn(f"{answer['note']}; {advice}", RuntimeWarning, stacklevel=2)
-            self._share(len(setup["watched"]))
+            self._share(len(setup["watched"]), len(setup["accelerated"]))
         except BaseException:
             self.close()
             raise
 
-    def _share(self, watched: int) -> None:
+    def _share(self, watched: int, accelerated: int) -> None:
         n, dofs, bodies = self.size, len(self.dofs), len(self.bodies)
         shapes = {
             "rows": (n,),
@@ -163,6 +164,7 @@ class Server:
             "dof": (n, dofs, 2),
             "body": (n, watched, 13),
             "contact": (n, watched, 3),
+            "before": (n, accelerated, 13),
         }
         places, offset = [], 0
         for name, shape in shapes.items():
@@ -334,9 +336,12 @@ class IsaacGymEngine(ModelEngine):
         self.device = CudaMemory.device(torch, settings.gpu) if settings.pipeline == "gpu" else torch.device("cpu")
         self.description = layout.describe(self.mjmodel)
         self.actuators = layout.actuator_table(self.mjmodel)
-        self.sensors = layout.sensors_of(self.mjmodel)
-        self.watched = layout.watched(self.mjmodel, self.sensors)
+        self.sensors = sensing.sensors_of(self.mjmodel)
+        self.watched = sensing.watched(self.mjmodel, self.sensors)
+        self.accelerated = sensing.accelerated(self.mjmodel, self.sensors)
         self._mujoco = MujocoEngine(model, 1)
+        # Made only where it is used: a step of one substep from states that were just written.
+        self._kinematics: MujocoEngine | None = None
         settable = {n: s for n, s in self._field_shapes.items() if n in (*_AT_START, *_DRIVES, *_FRICTION)}
         self._field_shapes = settable
         self.field_ranks = {name: len(shape) for name, shape in settable.items()}
@@ -435,6 +440,21 @@ class IsaacGymEngine(ModelEngine):
             self._moved = moved, seen
         return moved
 
+    def body_states(self, fields: PhysicsParams, rows: Rows, mask: Tensor) -> Tensor:
+        """`[N, accelerated, 13]` Isaac Gym's rigid body states of the masked rows; of others anything. On the CPU."""
+        if self._kinematics is None:
+            self._kinematics = MujocoEngine(self.mjmodel, 1, ("xpos", "xquat", "xipos", "cvel", "subtree_com"))
+        engine, n, ids = self._kinematics, len(rows.qpos), list(self.accelerated)
+        data = engine.forward_rows(fields, rows._replace(sensordata=rows.qpos.new_zeros(n, engine.model.nsensor)), mask)
+        value = lambda name: data[:, engine.model.sensor(name)].unflatten(1, (self.mjmodel.nbody, -1))  # noqa: E731
+        position, quaternion, spatial = value("xpos")[:, ids], value("xquat")[:, ids], value("cvel")[:, ids]
+        # The velocity of the point of each body that now is where the robot's centre of mass is.
+        centre = value("subtree_com")[:, self.mjmodel.body_rootid[ids]]
+        point = value("xipos")[:, ids] if self.settings.velocity_point == "com" else position
+        angular = spatial[..., 0:3]
+        linear = spatial[..., 3:6] + torch.linalg.cross(angular, point - centre)
+        return torch.cat([position, quaternion[..., 1:4], quaternion[..., 0:1], linear, angular], dim=2)
+
     def jacobian_rows(
         self, fields: PhysicsParams, rows: Rows, ctrl: Tensor, wrench: Tensor | None, substeps: int
     ) -> Tensor:
@@ -469,7 +489,8 @@ class _Simulator:
         self.model, self.settings, self.size = engine.mjmodel, engine.settings, size
         self.num_threads = engine.num_threads
         self.description, self.actuators = engine.description, engine.actuators
-        self.sensors, self.watched = engine.sensors, engine.watched
+        self.sensors, self.watched, self.accelerated = engine.sensors, engine.watched, engine.accelerated
+        self.body_states = engine.body_states
         self.device = engine.device
         self.ranks = engine.field_ranks
         self.fields = self._not_nominal(fields)
@@ -524,6 +545,7 @@ class _Simulator:
             "dofs": list(d.dofs),
             "bodies": list(d.bodies),
             "watched": [names[b] for b in self.watched],
+            "accelerated": [names[b] for b in self.accelerated],
             "drives": self._drives(),
             "masses": self._masses(),
             "filters": self._filters(),
@@ -609,12 +631,17 @@ class _Simulator:
         self.low, self.high = map(tensor, limits)
         self.gain = tensor(self._value("actuator_gainprm")[..., 0])
         self.kv = tensor(-self._value("actuator_biasprm")[..., 2])
-        self.mass, self.inertia = tensor(self._value("body_mass")), tensor(self._value("body_inertia"))
         gravity = tensor(self._value("opt.gravity"))
-        self.gravity = gravity if gravity.ndim == 1 else gravity[0]
         centres = tensor(self._value("body_ipos"))
         com = self.settings.velocity_point == "com"
-        self.com = centres[..., list(self.watched), :] if com else None
+        self.sensor_array = sensing.SensorArray(
+            self.model,
+            self.sensors,
+            sensing.Inertial(tensor(self._value("body_mass")), tensor(self._value("body_inertia")), centres),
+            of_com=com,
+            gravity=gravity if gravity.ndim == 1 else gravity[0],
+            substep=float(self.model.opt.timestep),
+        )
         self.root_com = centres[..., 1, :] if com and self.description.floating else None
 
     # --- stepping -------------------------------------------------------------------------------------------
@@ -644,9 +671,11 @@ class _Simulator:
         count = self._write_state(rows, sane)
         # If this fails, the server is gone, and the next call starts another.
         self.written = self.server.step(substeps, count, wrench is not None, simulate)
+        if substeps == 1 and count and self.accelerated:
+            self._mend_before(rows, count)
         self.qpos, self.qvel = self._read_state()
         # Copies, since the caller may write into what is returned, and what was returned is to be known.
-        return self.qpos.clone(), self.qvel.clone(), self._sensors(rows, ctrl, substeps)
+        return self.qpos.clone(), self.qvel.clone(), self._sensors(rows, ctrl, wrench)
 
     def _write_state(self, rows: Rows, sane: Tensor) -> int:
         """Hand over the rows that the simulator has not returned as they are. Returns how many."""
@@ -669,6 +698,14 @@ class _Simulator:
                 shared["dof_in"][:count] = state[:, self.dof_order]
         return count
 
+    def _mend_before(self, rows: Rows, count: int) -> None:
+        """Put the states of rows just written in place of those before the substep: Isaac Gym's are older."""
+        shared = self.server.tensors
+        written = shared["rows"][:count].long()
+        mask = torch.zeros(self.size, dtype=torch.bool).index_fill(0, written.cpu(), True)
+        states = self.body_states(self.fields, Rows(*(part.cpu() for part in rows)), mask).to(self.device)
+        shared["before"][written] = states[written].float()
+
     def _read_state(self) -> tuple[Tensor, Tensor]:
         shared = self.server.tensors
         state = shared["dof"].index_select(1, self.dof_places).double()
@@ -678,27 +715,22 @@ class _Simulator:
         root_qpos, root_qvel = layout.qpos_from_root(shared["root"], self.root_com)
         return torch.cat([root_qpos, position], dim=1), torch.cat([root_qvel, velocity], dim=1)
 
-    def _sensors(self, rows: Rows, ctrl: Tensor, substeps: int) -> Tensor:
+    def _sensors(self, rows: Rows, ctrl: Tensor, wrench: Tensor | None) -> Tensor:
         assert self.qpos is not None and self.qvel is not None
         if not self.sensors:
             return rows.sensordata.clone()
         shared = self.server.tensors
-        bodies = layout.bodies_from_tensors(self.watched, shared["body"], shared["contact"], self.com)
         force = layout.actuator_force(
             self.actuated, ctrl, self.qpos, self.qvel, self.gain, self.kv, self.low, self.high
         )
-        joint_force = force.new_zeros(self.size, self.model.nv)
-        joint_force = joint_force.index_copy(1, self.actuated.qvel, self.gear * force)
-        motion = layout.Motion(
-            qpos=self.qpos,
-            qvel=self.qvel,
-            qpos_before=rows.qpos,
-            before=rows.qvel,
-            elapsed=substeps * float(self.model.opt.timestep),
-            gravity=self.gravity,
-            force=force,
-            joint_force=joint_force,
-            mass=self.mass,
-            inertia=self.inertia,
+        return self.sensor_array(
+            sensing.Motion(
+                shared["body"],
+                shared["contact"],
+                shared["before"],
+                self.qpos,
+                self.qvel,
+                force,
+                wrench,
+            )
         )
-        return layout.sensor_values(self.model, self.sensors, bodies, motion)

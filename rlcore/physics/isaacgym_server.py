@@ -469,6 +469,8 @@ class Simulation:
         self.shared = {name: tensor(offset, shape, kind) for name, offset, shape, kind in mapping["places"]}
         watched = [self.bodies.index(name) for name in self.setup["watched"]]
         self.body_rows = self.torch.tensor(watched, dtype=self.torch.int64, device=self.device)
+        accelerated = [self.bodies.index(name) for name in self.setup["accelerated"]]
+        self.before_rows = self.torch.tensor(accelerated, dtype=self.torch.int64, device=self.device)
 
     def _tensor_of_file(self, offset, shape, kind):
         count = int(self.numpy.prod(shape, dtype=int))
@@ -490,7 +492,13 @@ class Simulation:
             if self.dofs:
                 self.dof_set[rows] = shared["dof_in"][:written]
                 gym.set_dof_state_tensor_indexed(sim, unwrap(self.dof_set), unwrap(self.chosen), written)
-        for _ in range(substeps if simulate else 0):
+        if len(self.before_rows) and (substeps == 1 or not simulate):
+            self.torch.index_select(self.body, 1, self.before_rows, out=shared["before"])
+        for i in range(substeps if simulate else 0):
+            if i and i == substeps - 1 and len(self.before_rows):
+                # Before any setter, or it may be stale.
+                gym.refresh_rigid_body_state_tensor(sim)
+                self.torch.index_select(self.body, 1, self.before_rows, out=shared["before"])
             # Efforts and forces last for one simulate; targets stay, and to set them again changes nothing.
             if self.setup["targets"]:
                 gym.set_dof_position_target_tensor(sim, unwrap(shared["target"]))

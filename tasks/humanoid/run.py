@@ -14,12 +14,11 @@ centimetres above that, and has fallen at the same share of that height (0.52 m)
 from pathlib import Path
 
 import mujoco
-import numpy as np
 import torch
 from torch import Tensor
 
 from rlcore.env import Env
-from rlcore.physics.mujoco import MujocoEngine
+from rlcore.physics.engines import PhysicsChoice, make_engine
 from tasks.humanoid.body import MODEL
 from tasks.running import CONTROL_DT, EPISODE_STEPS, RunnerSettings, make_runner
 
@@ -45,7 +44,7 @@ def motor_model(path: Path = MODEL) -> mujoco.MjModel:
         actuator.ctrlrange, actuator.forcerange = [-1, 1], [0, 0]
         actuator.ctrllimited, actuator.forcelimited = True, False
         joint = spec.joint(actuator.target)
-        joint.damping = np.full_like(joint.damping, DAMPING * damping)
+        joint.damping = [DAMPING * damping, 0.0, 0.0]  # linear: the others are of the square and the cube
         joint.armature *= ROTOR
     for side in ("left", "right"):
         for what, kind in (("force", mujoco.mjtSensor.mjSENS_FORCE), ("torque", mujoco.mjtSensor.mjSENS_TORQUE)):
@@ -57,14 +56,15 @@ def motor_model(path: Path = MODEL) -> mujoco.MjModel:
     return spec.compile()
 
 
-def make_humanoid_run(num_threads: int = 0, steps: int = EPISODE_STEPS) -> Env:
+def make_humanoid_run(num_threads: int = 0, steps: int = EPISODE_STEPS, physics: PhysicsChoice = "mujoco") -> Env:
     """The running humanoid with a limit of `steps` control steps (of 0.0166 s), without automatic resets.
 
     Args:
       num_threads: physics threads; 0 takes every CPU.
       steps: length of an episode, control steps.
+      physics: the engine, see `rlcore.physics.engines`.
     """
-    engine = MujocoEngine(motor_model(), num_threads)
+    engine = make_engine(motor_model(), num_threads, physics=physics)
     settings = RunnerSettings(
         start_height=START_HEIGHT,
         fallen_height=FALLEN_HEIGHT,

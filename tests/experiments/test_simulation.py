@@ -24,7 +24,7 @@ TINY = [
 ]
 ISAACGYM = ("--physics", "isaacgym")
 EXPERIMENTS = (
-    *("ppo_cartpole", "ppo_ant", "ppo_humanoid_balance", "ppo_humanoid_velocity"),
+    *("ppo_cartpole", "ppo_ant", "ppo_humanoid_balance", "ppo_humanoid_run", "ppo_humanoid_velocity"),
     *("sac_cartpole", "sac_ant", "sac_humanoid_balance", "sac_humanoid_velocity"),
 )
 

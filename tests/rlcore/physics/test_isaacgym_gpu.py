@@ -240,10 +240,10 @@ def test_each_setter_is_called_once_between_two_simulates(python, device, refere
     ("old", "new", "words"),
     [
         # What a setter was given is written over before the GPU reads it.
-        ("        for _ in range(substeps if simulate else 0):",
-         "        self.root_set[:] = self.root\n        for _ in range(substeps if simulate else 0):", "is not"),
-        ("        for _ in range(substeps if simulate else 0):",
-         "        self.chosen.zero_()\n        for _ in range(substeps if simulate else 0):", "is not"),
+        ("        for i in range(substeps if simulate else 0):",
+         "        self.root_set[:] = self.root\n        for i in range(substeps if simulate else 0):", "is not"),
+        ("        for i in range(substeps if simulate else 0):",
+         "        self.chosen.zero_()\n        for i in range(substeps if simulate else 0):", "is not"),
         ("unwrap(self.chosen), written)", "unwrap(self.chosen.clone()), written)", "is gone"),
         ("            if not self.setup[\"fixed_base\"]:\n",
          "            gym.set_dof_state_tensor_indexed(sim, unwrap(self.dof_set), unwrap(self.chosen), written)\n"

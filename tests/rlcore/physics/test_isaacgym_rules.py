@@ -200,8 +200,8 @@ RULES = {
         SERVER,
         [
             (
-                "        for _ in range(substeps if simulate else 0):",
-                "        self._refresh()\n        for _ in range(substeps):",
+                "        for i in range(substeps if simulate else 0):",
+                "        self._refresh()\n        for i in range(substeps):",
             )
         ],
         "may be stale",
@@ -218,10 +218,10 @@ RULES = {
     ),
     "efforts last for one simulate": (
         SERVER,
-        [('if self.setup["efforts"]:', 'if self.setup["efforts"] and _ == 0:')],
+        [('if self.setup["efforts"]:', 'if self.setup["efforts"] and i == 0:')],
         MOTION,
     ),
-    "wrenches last for one simulate": (SERVER, [("if wrench:", "if wrench and _ == 0:")], MOTION),
+    "wrenches last for one simulate": (SERVER, [("if wrench:", "if wrench and i == 0:")], MOTION),
     # Drives.
     "forces act in effort mode": (SERVER, [("self.gymapi.DOF_MODE_EFFORT", "self.gymapi.DOF_MODE_NONE")], MOTION),
     "targets act in position mode": (SERVER, [("self.gymapi.DOF_MODE_POS", "self.gymapi.DOF_MODE_NONE")], MOTION),
