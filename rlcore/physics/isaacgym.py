@@ -11,8 +11,9 @@ returned last are written before it steps. An ordinary step writes none. What Ph
 velocities, such as its cache of contacts, cannot be written: a robot put back to a state goes on nearly, not exactly,
 as before. Where model fields differ that Isaac Gym takes only before it starts, the simulator is started again.
 
-Sensors after a step are of its end, not one substep older. Those of a state just written come from MuJoCo, forces of
-contacts included, since Isaac Gym computes nothing before it simulates.
+Sensors after a step are of its end, not one substep older, but for accelerations and forces, which are of the last
+substep. Those of a state just written come from MuJoCo, forces of contacts included, since Isaac Gym computes nothing
+before it simulates.
 """
 
 import json
@@ -39,6 +40,7 @@ import torch
 from torch import Tensor
 
 from rlcore.errors import InputError
+from rlcore.jit import one_thread
 from rlcore.physics import isaacgym_model as layout
 from rlcore.physics import isaacgym_sensors as sensing
 from rlcore.physics.engine import FAULT_ACTION, FAULT_NONE, FAULT_UNSTABLE, PhysicsParams, Rows
@@ -641,6 +643,7 @@ class _Simulator:
             of_com=com,
             gravity=gravity if gravity.ndim == 1 else gravity[0],
             substep=float(self.model.opt.timestep),
+            device=self.device,
         )
         self.root_com = centres[..., 1, :] if com and self.description.floating else None
 
@@ -720,17 +723,11 @@ class _Simulator:
         if not self.sensors:
             return rows.sensordata.clone()
         shared = self.server.tensors
-        force = layout.actuator_force(
-            self.actuated, ctrl, self.qpos, self.qvel, self.gain, self.kv, self.low, self.high
-        )
-        return self.sensor_array(
-            sensing.Motion(
-                shared["body"],
-                shared["contact"],
-                shared["before"],
-                self.qpos,
-                self.qvel,
-                force,
-                wrench,
+        # Their operations are so short that other threads gain nothing, and are waited for where other work has them.
+        with one_thread(self.size // 4):
+            force = layout.actuator_force(
+                self.actuated, ctrl, self.qpos, self.qvel, self.gain, self.kv, self.low, self.high
             )
-        )
+            return self.sensor_array(
+                sensing.Motion(shared["body"], shared["contact"], shared["before"], self.qpos, self.qvel, force, wrench)
+            )
