@@ -241,18 +241,19 @@ def test_each_setter_is_called_once_between_two_simulates(python, device, refere
     [
         # What a setter was given is written over before the GPU reads it.
         ("        for i in range(substeps if simulate else 0):",
-         "        self.root_set[:] = self.root\n        for i in range(substeps if simulate else 0):", "is not"),
+         "        self.root_set[:] = self.root\n        for i in range(substeps if simulate else 0):", "is not tensor"),
         ("        for i in range(substeps if simulate else 0):",
-         "        self.chosen.zero_()\n        for i in range(substeps if simulate else 0):", "is not"),
+         "        self.chosen.zero_()\n        for i in range(substeps if simulate else 0):", "is not tensor"),
         ("unwrap(self.chosen), written)", "unwrap(self.chosen.clone()), written)", "is gone"),
         ("            if not self.setup[\"fixed_base\"]:\n",
          "            gym.set_dof_state_tensor_indexed(sim, unwrap(self.dof_set), unwrap(self.chosen), written)\n"
          "            if not self.setup[\"fixed_base\"]:\n", "dof is set twice"),
-        ("            if self.setup[\"efforts\"]:\n", "            if self.setup[\"efforts\"] and not _:\n", "is not"),
+        ("            if self.setup[\"efforts\"]:\n", "            if self.setup[\"efforts\"] and not i:\n",
+         "is not tensor"),
         # Results are not refreshed, or not copied to where the other process has them.
         ("self.size, len(self.dofs), len(self.bodies)\n", "self.size, len(self.dofs), len(self.bodies)\n"
-         "        self._refresh = lambda: None\n", "is not"),
-        ("        shared[\"root\"].copy_(self.root)\n", "", "is not"),
+         "        self._refresh = lambda: None\n", "is not tensor"),
+        ("        shared[\"root\"].copy_(self.root)\n", "", "is not tensor"),
         ("params.physx.use_gpu = setup[\"gpu\"] >= 0", "params.physx.use_gpu = False", "needs physics on the GPU"),
     ],
 )  # fmt: skip
