@@ -22,6 +22,7 @@ from experiments.cli import parse
 from rlcore.errors import InputError
 from rlcore.physics.isaacgym import IsaacGymEngine
 from rlcore.physics.isaacgym_settings import Settings
+from rlcore.tree import map_leaves
 
 # A box whose centre of mass is beside its frame's origin, which tells the two points of a velocity apart.
 BOX = """
@@ -148,7 +149,7 @@ def _run(
         row = lambda x: torch.tensor([x], dtype=torch.float64)  # noqa: E731
         state = vmap(engine.initial)(row(qpos), row(qvel))
         step = lambda s, c: engine.step(fields or {}, s, c, wrench, substeps=steps)  # noqa: E731
-        return vmap(step)(state, row(ctrl))
+        return map_leaves(Tensor.cpu, vmap(step)(state, row(ctrl)))
     finally:
         engine.close()
 

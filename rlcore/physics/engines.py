@@ -58,6 +58,11 @@ def check_available(physics: PhysicsChoice) -> None:
         physics = Settings()
     if isinstance(physics, Settings):
         find_python(physics)
+        if physics.pipeline == "gpu" and torch.cuda.is_available() and physics.gpu >= torch.cuda.device_count():
+            raise InputError(
+                f"gpu must be below the number of GPUs here, {torch.cuda.device_count()}, got {physics.gpu} "
+                "(--isaacgym.gpu)"
+            )
         if physics.pipeline == "gpu" and not torch.cuda.is_available():
             raise InputError(
                 "pipeline gpu of physics isaacgym needs an NVIDIA GPU and a torch built for it, and torch finds none; "

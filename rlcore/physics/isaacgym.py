@@ -16,6 +16,7 @@ substep. Those of a state just written come from MuJoCo, forces of contacts incl
 before it simulates.
 """
 
+import contextlib
 import json
 import mmap
 import os
@@ -67,7 +68,7 @@ _LEAST_CONTACTS = 1 << 20
 # PhysX leaves out contacts for which it has no memory, and says no more of it than a line that this finds.
 _OVERFLOW = re.compile(rb"overflow detected|DynamicsMemoryConfig|will miss interactions", re.IGNORECASE)
 
-# Model fields that may differ between robots, by when Isaac Gym takes them.
+# Model fields that may be given, by when Isaac Gym takes them.
 _AT_START = ("body_mass", "body_inertia", "body_ipos", "opt.gravity")
 _DRIVES = ("dof_damping", "dof_armature", "actuator_gainprm", "actuator_biasprm", "actuator_forcerange")
 _FRICTION = ("geom_friction",)
@@ -212,9 +213,11 @@ class Server:
         self._log_seen += text.rfind(b"\n") + 1
         if found is not None:
             self._warned = True
+            printed = " ".join(found.decode(errors="replace").split())
             warnings.warn(
                 f"PhysX leaves out contacts for want of memory on the GPU: give --isaacgym.max-gpu-contacts more than "
-                f"{self.contacts}; it printed: {' '.join(found.decode(errors='replace').split())}",
+                f"{self.contacts} if its line is of contacts, and --isaacgym.spacing more if it is of pairs; it printed: "
+                f"{printed}",
                 RuntimeWarning,
                 stacklevel=2,
             )
@@ -231,12 +234,9 @@ class Server:
         self.channel.settimeout(timeout)
         text = json.dumps(message).encode()
         try:
-            self.channel.sendall(_LENGTH.pack(len(text)) + text)
-        except (BrokenPipeError, ConnectionResetError):
-            pass  # it is gone, but may have said why
-        except TimeoutError:
-            raise self._hung(timeout, what) from None
-        try:
+            # Where it is gone, it may have said why.
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                self.channel.sendall(_LENGTH.pack(len(text)) + text)
             header = self._read(_LENGTH.size)
             answer = json.loads(self._read(_LENGTH.unpack(header)[0]))
         except TimeoutError:
@@ -345,6 +345,8 @@ class IsaacGymEngine(ModelEngine):
         # Made only where it is used: a step of one substep from states that were just written.
         self._kinematics: MujocoEngine | None = None
         settable = {n: s for n, s in self._field_shapes.items() if n in (*_AT_START, *_DRIVES, *_FRICTION)}
+        if settings.pipeline == "gpu":
+            del settable["body_ipos"]  # Isaac Gym does not support other centres of mass there
         self._field_shapes = settable
         self.field_ranks = {name: len(shape) for name, shape in settable.items()}
         self._simulators: OrderedDict[int, _Simulator] = OrderedDict()
@@ -438,8 +440,7 @@ class IsaacGymEngine(ModelEngine):
         moved, seen = self._moved
         if fields.keys() != seen.keys() or not all(same_memory(fields[n], seen[n]) for n in fields):
             moved = {name: field.cpu() for name, field in fields.items()}
-            seen = {n: None if field.is_inference() else (field, field._version) for n, field in fields.items()}
-            self._moved = moved, seen
+            self._moved = moved, _as_seen(fields)
         return moved
 
     def body_states(self, fields: PhysicsParams, rows: Rows, mask: Tensor) -> Tensor:
@@ -538,6 +539,7 @@ class _Simulator:
             "position_iterations": self.settings.num_position_iterations,
             "velocity_iterations": self.settings.num_velocity_iterations,
             "contact_offset": self.settings.contact_offset,
+            "spacing": self.settings.spacing,
             "ground": d.ground,
             "asset_root": folder,
             "asset_file": "robot.xml",
@@ -672,7 +674,8 @@ class _Simulator:
             torch.index_select(sent[..., 0:3], 1, self.body_ids, out=shared["force"])
             torch.index_select(sent[..., 3:6], 1, self.body_ids, out=shared["torque"])
         count = self._write_state(rows, sane)
-        # If this fails, the server is gone, and the next call starts another.
+        # Until it has been read, what the simulator has is not known: if anything fails, all is written again.
+        self.qpos = self.qvel = None
         self.written = self.server.step(substeps, count, wrench is not None, simulate)
         if substeps == 1 and count and self.accelerated:
             self._mend_before(rows, count)

@@ -108,7 +108,8 @@ class Description:
     self_collision: bool
 
 
-def _refuse(what: str) -> InputError:
+def refusal(what: str) -> InputError:
+    """The error that tells what of a model Isaac Gym cannot run."""
     return InputError(f"Isaac Gym cannot run this model: {what} (--physics isaacgym)")
 
 
@@ -136,7 +137,7 @@ def describe(model: mujoco.MjModel) -> Description:
     names = _body_names(model)
     roots = [b for b in range(1, model.nbody) if model.body_parentid[b] == 0]
     if len(roots) != 1:
-        raise _refuse(f"it must have one root body, got {', '.join(names[b] for b in roots) or 'none'}")
+        raise refusal(f"it must have one root body, got {', '.join(names[b] for b in roots) or 'none'}")
     for count, what in (
         (model.neq, "equality constraints"),
         (model.ntendon, "tendons"),
@@ -146,24 +147,24 @@ def describe(model: mujoco.MjModel) -> Description:
         (model.nplugin, "plugins"),
     ):
         if count:
-            raise _refuse(f"it has {what} ({count})")
+            raise refusal(f"it has {what} ({count})")
     _check_options(model)
     for b in range(1, model.nbody):
         if model.body_gravcomp[b]:
-            raise _refuse(f"body {names[b]!r} has a gravcomp of {model.body_gravcomp[b]}, not 0")
+            raise refusal(f"body {names[b]!r} has a gravcomp of {model.body_gravcomp[b]}, not 0")
         if not (model.body_mass[b] > 0.0 and np.all(model.body_inertia[b] > 0.0)):
-            raise _refuse(f"body {names[b]!r} has no mass or no inertia")
+            raise refusal(f"body {names[b]!r} has no mass or no inertia")
     floating = False
     dofs = []
     for j in range(model.njnt):
         kind, name = int(model.jnt_type[j]), _joint_name(model, j)
         if kind == _FREE:
             if int(model.jnt_bodyid[j]) != roots[0]:
-                raise _refuse(f"free joint {name!r} is not the root's")
+                raise refusal(f"free joint {name!r} is not the root's")
             floating = True
             continue
         if kind not in (_SLIDE, _HINGE):
-            raise _refuse(f"joint {name!r} is neither free, nor a hinge, nor a slide")
+            raise refusal(f"joint {name!r} is neither free, nor a hinge, nor a slide")
         dofs.append((name, int(model.jnt_qposadr[j]), int(model.jnt_dofadr[j])))
     for j in range(model.njnt):
         _check_joint(model, j)
@@ -179,7 +180,7 @@ def describe(model: mujoco.MjModel) -> Description:
         if any(model.body_weldid[model.geom_bodyid[g]] == 0 for g in shapes.geoms):
             bodies.insert(1, (SURROUNDINGS, -1, -1, 1.0))
     if len({d[0] for d in dofs}) != len(dofs) or len({name for name, *_ in bodies}) != len(bodies):
-        raise _refuse("two bodies or two joints have the same name")
+        raise refusal("two bodies or two joints have the same name")
     drives(model, actuator_table(model), {})  # tells what is wrong with the actuators
     xml, order = _asset(model, roots[0], floating, names, links, shapes.geoms)
     filters = dict(zip(shapes.geoms, shapes.filters, strict=True))
@@ -217,10 +218,10 @@ def _check_options(model: mujoco.MjModel) -> None:
         for name, bit in kind.__members__.items():
             flag = name.removeprefix(prefix)
             if name.startswith(prefix) and value & int(bit) and flag not in (*_HARMLESS_FLAGS, *_FOLLOWED_FLAGS):
-                raise _refuse(f"its option {word} {flag.lower()}")
+                raise refusal(f"its option {word} {flag.lower()}")
     for name in ("density", "viscosity", "disableactuator"):
         if value := getattr(model.opt, name):
-            raise _refuse(f"its option {name} is {value}, not 0")
+            raise refusal(f"its option {name} is {value}, not 0")
 
 
 def _check_joint(model: mujoco.MjModel, j: int) -> None:
@@ -228,14 +229,14 @@ def _check_joint(model: mujoco.MjModel, j: int) -> None:
     size = 6 if int(model.jnt_type[j]) == _FREE else 1
     own = slice(dof, dof + size)
     if np.any(model.jnt_stiffness[j]) or np.any(model.jnt_stiffnesspoly[j]) or np.any(model.dof_frictionloss[own]):
-        raise _refuse(f"joint {name!r} has a spring or friction loss")
+        raise refusal(f"joint {name!r} has a spring or friction loss")
     if np.any(model.dof_dampingpoly[own]):
-        raise _refuse(f"joint {name!r} has damping that is not linear")
+        raise refusal(f"joint {name!r} has damping that is not linear")
     if size == 6:
         if np.any(model.dof_damping[own]) or np.any(model.dof_armature[own]):
-            raise _refuse(f"free joint {name!r} has damping or armature")
+            raise refusal(f"free joint {name!r} has damping or armature")
     elif model.qpos0[place]:
-        raise _refuse(f"joint {name!r} has a reference of {model.qpos0[place]}, not 0")
+        raise refusal(f"joint {name!r} has a reference of {model.qpos0[place]}, not 0")
 
 
 def _body_names(model: mujoco.MjModel) -> list[str]:
@@ -313,12 +314,12 @@ def _contacts(model: mujoco.MjModel, floating: bool) -> _Shapes:
     floors = [g for g in around if int(model.geom_type[g]) == _PLANE]
     for g in around:
         if g not in floors and floating:
-            raise _refuse(f"{label(g)} stands in the world and is no floor; only a plane may touch a floating robot")
+            raise refusal(f"{label(g)} stands in the world and is no floor; only a plane may touch a floating robot")
     for g in floors:
         if model.geom_pos[g][2] or not np.allclose(model.geom_quat[g][1:3], 0.0) or int(model.geom_bodyid[g]):
-            raise _refuse(f"the floor {label(g)} must be level and at height 0")
+            raise refusal(f"the floor {label(g)} must be level and at height 0")
     if len(floors) > 1:
-        raise _refuse(f"it has several floors: {', '.join(label(g) for g in floors)}")
+        raise refusal(f"it has several floors: {', '.join(label(g) for g in floors)}")
     bodies = [*own, *(g for g in around if g not in floors)]
     together = {(a, b) for i, a in enumerate(bodies) for b in bodies[i + 1 :] if (moves[a] or moves[b]) and touch(a, b)}
     on_floor = {(f, g) for f in floors for g in own if touch(f, g)}
@@ -326,23 +327,23 @@ def _contacts(model: mujoco.MjModel, floating: bool) -> _Shapes:
     for g in shapes:
         if int(model.geom_type[g]) not in _GEOMS:
             kind = mujoco.mjtGeom(int(model.geom_type[g])).name[7:].lower()
-            raise _refuse(f"geom {label(g)} is a {kind}; only spheres, capsules and boxes may touch something")
+            raise refusal(f"geom {label(g)} is a {kind}; only spheres, capsules and boxes may touch something")
         if moves[g] and floors and (floors[0], g) not in on_floor:
-            raise _refuse(f"geom {label(g)} touches other geoms but not the floor")
+            raise refusal(f"geom {label(g)} touches other geoms but not the floor")
     for g in (*floors, *shapes):
         if np.any(model.geom_adhesion[g]) or np.any(model.geom_surfacevel[g]):
-            raise _refuse(f"geom {label(g)} has adhesion or a velocity of its surface")
+            raise refusal(f"geom {label(g)} has adhesion or a velocity of its surface")
     for a, b in sorted({*together, *on_floor}):
         if model.geom_priority[a] != model.geom_priority[b]:
-            raise _refuse(f"geoms {label(a)} and {label(b)} touch, and their priorities differ")
+            raise refusal(f"geoms {label(a)} and {label(b)} touch, and their priorities differ")
         if (condim := max(model.geom_condim[a], model.geom_condim[b])) != 3:
-            raise _refuse(f"geoms {label(a)} and {label(b)} touch with a condim of {condim}, not 3")
+            raise refusal(f"geoms {label(a)} and {label(b)} touch with a condim of {condim}, not 3")
         if joined(a, b):
-            raise _refuse(f"geoms {label(a)} and {label(b)} are of bodies that a joint links, and touch")
+            raise refusal(f"geoms {label(a)} and {label(b)} are of bodies that a joint links, and touch")
     needless = {(a, b) for a in shapes for b in shapes if joined(a, b)}
     filters = _filters(shapes, together, needless)
     if any(f >> _FILTER_BITS for f in filters):
-        raise _refuse(f"which of its geoms touch each other cannot be told with {_FILTER_BITS} filters")
+        raise refusal(f"which of its geoms touch each other cannot be told with {_FILTER_BITS} filters")
     return _Shapes(shapes, filters, floors[0] if floors else None, bool(together))
 
 
@@ -552,14 +553,14 @@ def actuator_table(model: mujoco.MjModel) -> Actuators:
         name = model.actuator(a).name or f"actuator {a}"
         joint = int(model.actuator_trnid[a, 0])
         if int(model.actuator_trntype[a]) != int(mujoco.mjtTrn.mjTRN_JOINT) or joint not in hinges:
-            raise _refuse(f"actuator {name!r} drives no hinge or slide")
+            raise refusal(f"actuator {name!r} drives no hinge or slide")
         if joint in joints:
-            raise _refuse(f"joint {_joint_name(model, joint)!r} has two actuators")
+            raise refusal(f"joint {_joint_name(model, joint)!r} has two actuators")
         if int(model.actuator_dyntype[a]) != int(mujoco.mjtDyn.mjDYN_NONE):
-            raise _refuse(f"actuator {name!r} has an activation of its own")
+            raise refusal(f"actuator {name!r} has an activation of its own")
         for field in ("actuator_delay", "actuator_armature", "actuator_damping", "actuator_dampingpoly"):
             if np.any(getattr(model, field)[a]):
-                raise _refuse(f"actuator {name!r} has {field.removeprefix('actuator_')}")
+                raise refusal(f"actuator {name!r} has {field.removeprefix('actuator_')}")
         motor = int(model.actuator_biastype[a]) == int(mujoco.mjtBias.mjBIAS_NONE)
         servo = (
             int(model.actuator_biastype[a]) == int(mujoco.mjtBias.mjBIAS_AFFINE)
@@ -567,7 +568,7 @@ def actuator_table(model: mujoco.MjModel) -> Actuators:
             and model.actuator_biasprm[a, 1] == -model.actuator_gainprm[a, 0]
         )
         if int(model.actuator_gaintype[a]) != int(mujoco.mjtGain.mjGAIN_FIXED) or not (motor or servo):
-            raise _refuse(f"actuator {name!r} is neither a motor nor a position servo")
+            raise refusal(f"actuator {name!r} is neither a motor nor a position servo")
         joints.append(joint)
     limited = model.actuator_ctrllimited.astype(bool) & (not _disabled(model, "CLAMPCTRL"))
     return Actuators(
@@ -621,7 +622,7 @@ def drives(model: mujoco.MjModel, table: Actuators, fields: dict[str, np.ndarray
     gain, bias = value("actuator_gainprm"), value("actuator_biasprm")
     damping, armature = value("dof_damping"), value("dof_armature")
     if np.any(bias[..., table.servo, 1] != -gain[..., table.servo, 0]) or np.any(bias[..., table.servo, 0]):
-        raise _refuse("actuator_gainprm and actuator_biasprm no longer describe position servos")
+        raise refusal("actuator_gainprm and actuator_biasprm no longer describe position servos")
     low, high = force_limits(model, table, value("actuator_forcerange"))
     found = []
     places = [int(model.jnt_dofadr[j]) for j in range(model.njnt) if int(model.jnt_type[j]) in (_SLIDE, _HINGE)]
@@ -635,12 +636,12 @@ def drives(model: mujoco.MjModel, table: Actuators, fields: dict[str, np.ndarray
         if table.servo[a]:
             name = model.actuator(a).name or f"actuator {a}"
             if gear == 0.0:
-                raise _refuse(f"actuator {name!r} has a gear of 0")
+                raise refusal(f"actuator {name!r} has a gear of 0")
             if np.any(low[..., a] != -high[..., a]):
-                raise _refuse(f"servo {name!r} has limits of force that differ by direction")
+                raise refusal(f"servo {name!r} has limits of force that differ by direction")
             kp, kv = gear**2 * gain[..., a, 0], -(gear**2) * bias[..., a, 2]
             if np.any(kp < 0.0) or np.any(kv + own < 0.0):
-                raise _refuse(f"servo {name!r} has a negative gain")
+                raise refusal(f"servo {name!r} has a negative gain")
             most = np.minimum(np.abs(gear) * high[..., a], _UNLIMITED)
             found.append(Drive("position", kp, kv + own, most, armature[..., place]))
         else:

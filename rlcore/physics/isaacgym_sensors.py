@@ -20,8 +20,7 @@ import torch
 from torch import Tensor
 
 from rlcore import rotations
-from rlcore.errors import InputError
-from rlcore.physics.isaacgym_model import actuator_table
+from rlcore.physics.isaacgym_model import actuator_table, refusal
 
 _SITE, _BODY, _XBODY = (int(getattr(mujoco.mjtObj, f"mjOBJ_{k}")) for k in ("SITE", "BODY", "XBODY"))
 # Sensors by what they are computed from: the body that they are on, its acceleration, and the forces on its subtree.
@@ -36,10 +35,6 @@ _SPHERE, _CAPSULE, _BOX = (int(getattr(mujoco.mjtGeom, f"mjGEOM_{k}")) for k in 
 _SOLE = 0.01
 # Robots whose states are transposed at a time.
 _PIECE = 512
-
-
-def _refuse(what: str) -> InputError:
-    return InputError(f"Isaac Gym cannot run this model: {what} (--physics isaacgym)")
 
 
 class Sensor(NamedTuple):
@@ -76,9 +71,9 @@ def sensors_of(model: mujoco.MjModel) -> tuple[Sensor, ...]:
         name, kind = model.sensor(s).name or f"sensor {s}", _KIND.get(int(model.sensor_type[s]))
         type_name = mujoco.mjtSensor(int(model.sensor_type[s])).name[7:].lower()
         if kind is None:
-            raise _refuse(f"sensor {name!r} is of type {type_name}, which Isaac Gym's tensors do not tell")
+            raise refusal(f"sensor {name!r} is of type {type_name}, which Isaac Gym's tensors do not tell")
         if int(model.sensor_refid[s]) >= 0 or model.sensor_cutoff[s] or model.sensor_noise[s]:
-            raise _refuse(f"sensor {name!r} has a frame of reference, a cutoff or noise")
+            raise refusal(f"sensor {name!r} has a frame of reference, a cutoff or noise")
         kind_of, obj = int(model.sensor_objtype[s]), int(model.sensor_objid[s])
         body, index, inertial = 0, 0, False
         pos: tuple[float, ...] = (0.0, 0.0, 0.0)
@@ -96,9 +91,9 @@ def sensors_of(model: mujoco.MjModel) -> tuple[Sensor, ...]:
         elif kind == "ACTUATORFRC":
             index = obj
         else:
-            raise _refuse(f"sensor {name!r} is attached to neither a site nor a body")
+            raise refusal(f"sensor {name!r} is attached to neither a site nor a body")
         if body == 0 and kind in (*_OF_BODIES, *_OF_ACCELERATIONS, *_OF_FORCES):
-            raise _refuse(f"sensor {name!r} is fixed to the world")
+            raise refusal(f"sensor {name!r} is fixed to the world")
         start = int(model.sensor_adr[s])
         place = slice(start, start + int(model.sensor_dim[s]))
         found.append(Sensor(name, kind, place, body, pos, quat, inertial, index))

@@ -14,6 +14,7 @@ import contextlib
 import ctypes
 import ctypes.util
 import json
+import math
 import mmap
 import os
 import select
@@ -95,6 +96,10 @@ class CudaMemory:
         """
         if not torch.cuda.is_available():
             raise Refused("the GPU pipeline needs an NVIDIA GPU, and torch of %s finds none" % sys.executable)
+        if gpu >= torch.cuda.device_count():
+            raise Refused(
+                "there is no GPU number %d: torch of %s finds %d" % (gpu, sys.executable, torch.cuda.device_count())
+            )
         self._torch, self._place, self._opened = torch, self.device(torch, gpu), bool(handle)
         torch.empty(0, device=self._place)  # torch makes its context, and with it loads the runtime
         self._cuda = ctypes.CDLL(_cuda_runtime())
@@ -262,6 +267,12 @@ class Simulation:
         self.asset = self._load(setup)
         self.dofs = self.gym.get_asset_dof_names(self.asset)
         self.bodies = self.gym.get_asset_rigid_body_names(self.asset)
+        # Robots that stood in one place would all be pairs to look at for PhysX, though none touches another.
+        side = math.ceil(math.sqrt(self.size))
+        self.places = [
+            (setup["spacing"] * (i % side - side // 2), setup["spacing"] * (i // side - side // 2))
+            for i in range(self.size)
+        ]
         self.envs, self.actors, self.note = [], [], ""
         for i in range(self.size):
             self._add_robot(i)
@@ -278,6 +289,7 @@ class Simulation:
             dtype=self.torch.int32,
             device=self.device,
         )
+        self.place = self.torch.tensor([[x, y, 0.0] for x, y in self.places], device=self.device)
 
     # --- building -------------------------------------------------------------------------------------------
 
@@ -343,7 +355,9 @@ class Simulation:
         zero = self.gymapi.Vec3(0.0, 0.0, 0.0)
         env = self.gym.create_env(self.sim, zero, zero, max(1, int(self.size**0.5)))
         pose = self.gymapi.Transform()
-        pose.p = self.gymapi.Vec3(*self.setup["start"])
+        x, y, z = self.setup["start"]
+        east, north = self.places[i]
+        pose.p = self.gymapi.Vec3(x + east, y + north, z)
         actor = self.gym.create_actor(env, self.asset, pose, "robot", i, 0 if self.setup["self_collision"] else 1, 0)
         self.envs.append(env)
         self.actors.append(actor)
@@ -355,8 +369,7 @@ class Simulation:
     def set_drives(self, i, drives):
         """Modes, gains, limits and armatures of the joints of robot i, by name; a list has one value a robot."""
         properties = self.gym.get_actor_dof_properties(self.envs[i], self.actors[i])
-        modes = {"none": self.gymapi.DOF_MODE_NONE, "position": self.gymapi.DOF_MODE_POS}
-        modes["effort"] = self.gymapi.DOF_MODE_EFFORT
+        modes = {"position": self.gymapi.DOF_MODE_POS, "effort": self.gymapi.DOF_MODE_EFFORT}
         for j, name in enumerate(self.dofs):
             drive = drives[name]
             properties["driveMode"][j] = int(modes[drive["mode"]])
@@ -374,7 +387,8 @@ class Simulation:
         for name, row in told.items():
             own = properties[self.bodies.index(name)]
             own.mass = row[0]
-            own.com = self.gymapi.Vec3(*row[1:4])
+            if not self.on_gpu:  # where Isaac Gym does not support it; the asset's is the model's
+                own.com = self.gymapi.Vec3(*row[1:4])
             matrix = self.gymapi.Mat33()
             matrix.x = self.gymapi.Vec3(*row[4:7])
             matrix.y = self.gymapi.Vec3(*row[7:10])
@@ -488,17 +502,18 @@ class Simulation:
             self.chosen = self.indices[rows].contiguous()
             if not self.setup["fixed_base"]:
                 self.root_set[rows] = shared["root_in"][:written]
+                self.root_set[rows, 0:3] += self.place[rows]
                 gym.set_actor_root_state_tensor_indexed(sim, unwrap(self.root_set), unwrap(self.chosen), written)
             if self.dofs:
                 self.dof_set[rows] = shared["dof_in"][:written]
                 gym.set_dof_state_tensor_indexed(sim, unwrap(self.dof_set), unwrap(self.chosen), written)
         if len(self.before_rows) and (substeps == 1 or not simulate):
-            self.torch.index_select(self.body, 1, self.before_rows, out=shared["before"])
+            self._hand_out("before", self.before_rows)
         for i in range(substeps if simulate else 0):
             if i and i == substeps - 1 and len(self.before_rows):
                 # Before any setter, or it may be stale.
                 gym.refresh_rigid_body_state_tensor(sim)
-                self.torch.index_select(self.body, 1, self.before_rows, out=shared["before"])
+                self._hand_out("before", self.before_rows)
             # Efforts and forces last for one simulate; targets stay, and to set them again changes nothing.
             if self.setup["targets"]:
                 gym.set_dof_position_target_tensor(sim, unwrap(shared["target"]))
@@ -514,14 +529,20 @@ class Simulation:
         if simulate:
             self._refresh()
         shared["root"].copy_(self.root)
+        shared["root"][:, 0:3] -= self.place
         if self.dofs:
             shared["dof"].copy_(self.dof)
         if len(self.body_rows):
-            self.torch.index_select(self.body, 1, self.body_rows, out=shared["body"])
+            self._hand_out("body", self.body_rows)
             self.torch.index_select(self.contact, 1, self.body_rows, out=shared["contact"])
         if self.on_gpu:
             self.memory.synchronize()
         return written
+
+    def _hand_out(self, name, rows):
+        """Copy the states of some bodies to where the other side has them, as if each robot stood in the middle."""
+        self.torch.index_select(self.body, 1, rows, out=self.shared[name])
+        self.shared[name][..., 0:3] -= self.place.unsqueeze(1)
 
     def close(self):
         """Free the simulator."""

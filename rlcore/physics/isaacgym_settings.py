@@ -30,6 +30,9 @@ class Settings:
     """Where Isaac Gym has its tensors, and so where states are and learning runs: gpu needs physics on a GPU."""
     max_gpu_contacts: int = 0
     """Contacts of all robots that PhysX has memory for on a GPU; 0 takes 64 for each shape of each robot."""
+    spacing: float = 4.0
+    """Distance at which robots stand beside each other, m; none touches another. In one place (0), all would be pairs
+    that PhysX looks at; far off, its single precision is coarser."""
     num_position_iterations: int = 4
     """Position iterations of PhysX's solver."""
     num_velocity_iterations: int = 1
@@ -49,6 +52,7 @@ class Settings:
         on_gpu = self.pipeline == "cpu" or self.gpu >= 0
         check_field(_PREFIX, self, "pipeline", on_gpu, f"cpu where PhysX runs on CPUs ({_PREFIX}gpu {self.gpu})")
         check_field(_PREFIX, self, "max_gpu_contacts", self.max_gpu_contacts >= 0, "0 (by rule) or more")
+        check_field(_PREFIX, self, "spacing", 0.0 <= self.spacing < math.inf, "0 or more")
         for name in ("start_timeout", "step_timeout", "contact_offset"):
             check_field(_PREFIX, self, name, 0.0 < getattr(self, name) < math.inf, "more than 0")
         check_field(_PREFIX, self, "num_position_iterations", self.num_position_iterations >= 1, "at least 1")

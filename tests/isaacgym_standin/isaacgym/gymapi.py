@@ -226,7 +226,9 @@ class _Actor:
         self.drive["hasLimits"] = m.jnt_limited[asset.joints]
         self.friction = [1.0] * len(self.shapes)
         self.data = mujoco.MjData(m)
-        if not asset.fixed:
+        if asset.fixed:
+            m.body_pos[1] += (pose.p.x, pose.p.y, pose.p.z)
+        else:
             self.data.qpos[:3] = (pose.p.x, pose.p.y, pose.p.z)
         self.contact = np.zeros((len(asset.bodies), 3))
         self.target, self.effort = np.zeros(len(asset.joints)), np.zeros(len(asset.joints))

@@ -94,7 +94,7 @@ class Subject(NamedTuple):
 
 def _isaacgym(xml, threads=1):
     model = mujoco.MjModel.from_xml_string(xml)
-    return IsaacGymEngine(model, Settings(standin.interpreter()), num_threads=threads)
+    return IsaacGymEngine(model, Settings(standin.interpreter(), spacing=0.0), num_threads=threads)
 
 
 ENGINES = {

@@ -161,7 +161,7 @@ def test_results_share_no_memory(engine, reference, device):
     assert_close(first, copy, 0.0)
 
 
-@pytest.mark.parametrize("names", [(), ("body_mass", "body_ipos")])
+@pytest.mark.parametrize("names", [(), ("body_mass", "body_inertia")])
 def test_masked_forward_is_mujocos_and_leaves_the_rest_alone(engine, reference, device, names):
     states = replace(some_states(reference, 6), sensordata=noise(6, engine.model.nsensor))
     mask = torch.tensor([True, False, False, True, True, False])
@@ -175,7 +175,7 @@ def test_masked_forward_is_mujocos_and_leaves_the_rest_alone(engine, reference, 
     assert torch.equal(nobody.cpu(), states.sensordata)
 
 
-@pytest.mark.parametrize("names", [("body_mass", "body_inertia", "body_ipos"), ("dof_damping", "dof_armature")])
+@pytest.mark.parametrize("names", [("body_mass", "body_inertia"), ("dof_damping", "dof_armature")])
 def test_a_step_with_fields_is_mujocos(engine, reference, device, names):
     states, ctrl, params = some_states(reference, 6), noise(6, 2), some_params(reference, 6, *names)
     step = lambda e, *x: vmap(lambda p, s, c: e.step(p, s, c, substeps=2))(*x)  # noqa: E731
@@ -193,6 +193,14 @@ def test_a_step_with_fields_is_mujocos(engine, reference, device, names):
     there[0][name].mul_(1.5)
     expected = step(reference, {**params, name: 1.5 * params[name]}, states, ctrl)
     assert_close(without_sensors(step(engine, *there)), without_sensors(expected))
+
+
+def test_centres_of_mass_are_the_models(engine, reference, device):
+    states, ctrl, params = moved(
+        (some_states(reference, 2), noise(2, 2), some_params(reference, 2, "body_ipos")), device
+    )
+    with pytest.raises(InputError, match="'body_ipos' cannot differ between robots on Isaac Gym"):
+        vmap(lambda p, s, c: engine.step(p, s, c, substeps=1))(params, states, ctrl)
 
 
 @pytest.mark.parametrize("breakage", ["ctrl", "wrench", "state"])
@@ -364,7 +372,7 @@ class Runtime:
 )  # fmt: skip
 def test_what_cuda_refuses_is_one_line_and_leaves_nothing(monkeypatch, refused, handle, words, calls):
     runtime, cuda = Runtime(refused), SimpleNamespace(is_available=lambda: True, synchronize=lambda device: None)
-    cuda.device = contextlib.nullcontext
+    cuda.device, cuda.device_count = contextlib.nullcontext, lambda: 1
     fake = SimpleNamespace(cuda=cuda, device=torch.device, empty=lambda n, device: None)
 
     def allocated(*arguments):
@@ -400,6 +408,8 @@ def test_states_are_where_the_pipeline_has_its_tensors():
     assert device_of(Settings(gpu=1, pipeline="gpu")) == torch.device("cuda", 1)
     with pytest.raises(InputError, match=r"pipeline must be cpu where PhysX runs on CPUs .*got gpu"):
         Settings(gpu=-1, pipeline="gpu")
+    with pytest.raises(InputError, match=r"spacing must be 0 or more, got -1"):
+        Settings(spacing=-1.0)
     with pytest.raises(InputError, match=r"max_gpu_contacts must be 0 .by rule. or more, got -1"):
         Settings(max_gpu_contacts=-1)
 
@@ -428,9 +438,7 @@ def test_a_contact_that_finds_no_memory_is_warned_of_once(python, reference, tmp
         with monkeypatch.context() as patch:
             patch.setattr(os, "pread", None)  # nothing new is in the log, so nothing is read
             step(states, ctrl)
-    words = (
-        "--isaacgym.max-gpu-contacts more than 5000; it printed: .*overflow detected, .* at least 10000 in the scene"
-    )
+    words = "--isaacgym.max-gpu-contacts more than 5000 .* of pairs; it printed: .*overflow detected, .* at least 10000 in the scene"
     with pytest.warns(RuntimeWarning, match=words) as told:
         step(states, ctrl)
     assert len(told) == 1

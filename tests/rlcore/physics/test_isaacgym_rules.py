@@ -187,7 +187,13 @@ RULES = {
     ),
     "the whole buffer is given": (
         SERVER,
-        [('self.root_set[rows] = shared["root_in"][:written]', 'self.root_set = shared["root_in"][:written].clone()')],
+        [
+            (
+                'self.root_set[rows] = shared["root_in"][:written]',
+                'self.root_set = shared["root_in"][:written].clone()',
+            ),
+            ("self.root_set[rows, 0:3] += self.place[rows]", "pass"),
+        ],
         "the whole buffer",
     ),
     "only actors with joints have them set": (
