@@ -215,9 +215,9 @@ class Server:
             self._warned = True
             printed = " ".join(found.decode(errors="replace").split())
             warnings.warn(
-                f"PhysX leaves out contacts for want of memory on the GPU: give --isaacgym.max-gpu-contacts more than "
-                f"{self.contacts} if its line is of contacts, and --isaacgym.spacing more if it is of pairs; it printed: "
-                f"{printed}",
+                "PhysX leaves out contacts for want of memory on the GPU: give --isaacgym.max-gpu-contacts more than "
+                f"{self.contacts} if its line is of contacts, and --isaacgym.spacing more if it is of pairs; "
+                f"it printed: {printed}",
                 RuntimeWarning,
                 stacklevel=2,
             )

@@ -438,7 +438,9 @@ def test_a_contact_that_finds_no_memory_is_warned_of_once(python, reference, tmp
         with monkeypatch.context() as patch:
             patch.setattr(os, "pread", None)  # nothing new is in the log, so nothing is read
             step(states, ctrl)
-    words = "--isaacgym.max-gpu-contacts more than 5000 .* of pairs; it printed: .*overflow detected, .* at least 10000 in the scene"
+    words = (
+        "max-gpu-contacts more than 5000 .* of pairs; it printed: .*overflow detected, .* at least 10000 in the scene"
+    )
     with pytest.warns(RuntimeWarning, match=words) as told:
         step(states, ctrl)
     assert len(told) == 1

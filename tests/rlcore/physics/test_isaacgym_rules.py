@@ -188,11 +188,8 @@ RULES = {
     "the whole buffer is given": (
         SERVER,
         [
-            (
-                'self.root_set[rows] = shared["root_in"][:written]',
-                'self.root_set = shared["root_in"][:written].clone()',
-            ),
-            ("self.root_set[rows, 0:3] += self.place[rows]", "pass"),
+            ('root_set[rows] = shared["root_in"][:written]', 'root_set = shared["root_in"][:written].clone()'),
+            ("root_set[rows, 0:3] +=", "root_set[:, 0:3] +="),
         ],
         "the whole buffer",
     ),
