@@ -33,7 +33,7 @@ from cattrs.strategies import configure_union_passthrough
 from rlcore import random
 from rlcore.errors import InputError
 from rlcore.experiment import Experiment
-from rlcore.run_directory import BEST, CHECKPOINTS, HoldsRuns, RunRecord, read_record
+from rlcore.run_directory import BEST, CHECKPOINTS, HoldsRuns, RunRecord, read_record, runs_inside
 from rlcore.training import TrainingFailed, train
 
 Build = Callable[[Any], Experiment]
@@ -411,9 +411,12 @@ def load_run(run_dir: Path, overrides: Mapping[str, Any] | None = None) -> Run:
       overrides: fields to change first, by path: `{"num_envs": 1}`, `{"task.engine": "mujoco"}`.
 
     Raises:
-      InputError: if `run_dir` is not a run, its module is gone, or its configuration no longer fits.
+      InputError: if `run_dir` is not a run or a population, its module is gone, or its configuration no longer fits.
     """
     record = read_record(run_dir)
+    if members := runs_inside(run_dir):
+        one = run_dir / BEST if (run_dir / BEST).exists() else members[0]
+        raise InputError(f"{run_dir} is a population of {len(members)} runs: name one of them, as {one}")
     module = _import(record["module"], record["file"], run_dir)
     for name in ("Config", "build"):
         if not hasattr(module, name):
@@ -462,7 +465,7 @@ def restore_policy(run: Run | Path, which: str | int = "best", fresh: Collection
     note = None
     if merely_newest:
         metric = run.config.training.best_metric
-        note = f"no checkpoint has a value of {metric}, as before an episode ends: the best is merely the newest"
+        note = f"no checkpoint has a value of {metric}: the best is merely the newest"
     return Policy(lambda obs, key=None: algorithm.act(state, obs, key), state, int(step), run, note)
 
 

@@ -309,7 +309,7 @@ def _finish(
     best = checkpoints.best_step()
     if best is not None:
         score, metric = checkpoints.score(best), config.best_metric
-        reason = f"merely the newest: none has a value of {metric}, as before an episode ends"
+        reason = f"merely the newest: none has a value of {metric}"
         lines.append(f"best checkpoint: iteration {best}, " + (reason if score is None else f"{metric} {score:.4g}"))
     try:
         if curves := plot_learning_curves(run_dir):

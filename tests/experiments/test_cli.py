@@ -161,7 +161,7 @@ def test_a_best_checkpoint_that_is_merely_the_newest_is_told(command, tmp_path):
     # The regression has no return before its second iteration.
     first = ("--training.no-tensorboard", "--training.run-dir", "run", "--training.iterations")
     _, out, _ = command(*first, "1")
-    why = "has a value of episode/return, as before an episode ends"
+    why = "has a value of episode/return"
     assert f"best checkpoint: iteration 1, merely the newest: none {why}" in out
     note = restore_policy(tmp_path / "run").note
     assert note == f"no checkpoint {why}: the best is merely the newest"

@@ -118,3 +118,5 @@ def test_members_are_runs_to_look_at_and_the_population_goes_on(tmp_path, capsys
         policy = restore_policy(load_run(run_dir / name), "last")
         assert policy.iteration == 5
     assert read_metrics(run_dir / METRICS_FILE)[-1]["population/stuck"] == 0
+    with pytest.raises(InputError, match=r"is a population of 2 runs: name one of them, as .*best"):
+        load_run(run_dir)
