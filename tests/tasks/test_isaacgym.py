@@ -39,7 +39,7 @@ def test_a_task_is_that_of_mujoco(name, python):  # noqa: F811
     make, tolerance, (absolute, relative) = TASKS[name]
     if name == "g1_velocity":
         task_model("g1")  # skips where the package of its model is not installed
-    env, mujocos = make(num_threads=1, physics=Settings(python)), make(num_threads=1)
+    env, mujocos = make(num_threads=1, physics=Settings(python, spacing=0.0)), make(num_threads=1)
     # Some models stop MuJoCo's solver early; what simulates behind the stand-in lets it converge.
     mujocos.engine.mjmodel.opt.iterations, mujocos.engine.mjmodel.opt.ls_iterations = 100, 50
     keys = random.split(random.key(3), NUM)

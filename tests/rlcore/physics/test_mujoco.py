@@ -348,7 +348,7 @@ from tests.rlcore.physics import test_engine as t
 from tests.rlcore.physics.test_mujoco import CROWDED
 
 os.chdir(tempfile.mkdtemp())
-engine = t.ENGINES["mujoco"](t.MODEL)
+engine = t.ENGINES["mujoco"].make(t.MODEL)
 states, ctrl = t.some_states(engine, 4), t.noise(4, 2)
 ctrl[1] = math.nan
 states.qvel[2] = 1e9
@@ -357,7 +357,7 @@ quaternions = engine.nominal("geom_quat")["geom_quat"].repeat(4, 1, 1)
 quaternions[0] = 0.0
 step = vmap(lambda q, s, c: engine.step({"geom_quat": q}, s, c, substeps=2))
 assert step(quaternions, states, ctrl).fault.tolist() == [1, 3, 2, 2]
-crowded = t.ENGINES["mujoco"](CROWDED)
+crowded = t.ENGINES["mujoco"].make(CROWDED)
 state = crowded.initial(torch.from_numpy(crowded.mjmodel.qpos0 * 0.0 + 0.09), torch.zeros(24).double())
 assert crowded.step({}, state, torch.zeros(0), substeps=2).fault == 1
 assert len(drain_faults()) == 5
