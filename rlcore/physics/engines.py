@@ -58,16 +58,15 @@ def check_available(physics: PhysicsChoice) -> None:
         physics = Settings()
     if isinstance(physics, Settings):
         find_python(physics)
-        if physics.pipeline == "gpu" and torch.cuda.is_available() and physics.gpu >= torch.cuda.device_count():
-            raise InputError(
-                f"gpu must be below the number of GPUs here, {torch.cuda.device_count()}, got {physics.gpu} "
-                "(--isaacgym.gpu)"
-            )
-        if physics.pipeline == "gpu" and not torch.cuda.is_available():
+        if physics.pipeline == "cpu":
+            return
+        if not torch.cuda.is_available():
             raise InputError(
                 "pipeline gpu of physics isaacgym needs an NVIDIA GPU and a torch built for it, and torch finds none; "
                 "pipeline cpu needs neither (--isaacgym.pipeline)"
             )
+        if physics.gpu >= (count := torch.cuda.device_count()):
+            raise InputError(f"gpu must be below the number of GPUs here, {count}, got {physics.gpu} (--isaacgym.gpu)")
     if physics != "warp":
         return
     missing = [name for name in ("warp", "mujoco_warp") if find_spec(name) is None]

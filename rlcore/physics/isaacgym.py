@@ -512,7 +512,6 @@ class _Simulator:
         self.body_ids = places([max(b, 0) for b in ids])
         self.dof_qpos, self.dof_qvel = places(d.dof_qpos), places(d.dof_qvel)
         self.actuated = layout.Actuators(*(torch.as_tensor(x, device=self.device) for x in engine.actuators))
-        self.gear = self.actuated.gear.double()
         self.qpos: Tensor | None = None
         self.qvel: Tensor | None = None
         self._derive()

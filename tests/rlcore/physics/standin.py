@@ -27,7 +27,7 @@ def interpreter() -> str:
     folder = tempfile.mkdtemp(prefix="rlcore-standin-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     path = Path(folder, "python")
-    environment = f"OMP_NUM_THREADS=1 PYTHONPATH={shlex.quote(str(STANDIN))}"
+    environment = f"OMP_NUM_THREADS=1 PYTHONPATH={shlex.quote(str(STANDIN))}${{PYTHONPATH:+:$PYTHONPATH}}"
     path.write_text(f'#!/bin/sh\n{environment} exec {shlex.quote(program())} "$@"\n')
     path.chmod(0o755)
     return str(path)

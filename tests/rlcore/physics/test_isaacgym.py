@@ -93,7 +93,7 @@ def some_states(engine, num):
 def assert_close(actual, expected, tolerance=TOLERANCE):
     for (name, a), (_, b) in zip(named_leaves(actual), named_leaves(expected), strict=True):
         assert a.dtype == b.dtype and a.shape == b.shape, name
-        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance, msg=f"{name}: {a} is not {b}")
+        torch.testing.assert_close(a.cpu(), b.cpu(), rtol=tolerance, atol=tolerance, msg=f"{name}: {a} is not {b}")
 
 
 def without_sensors(state):

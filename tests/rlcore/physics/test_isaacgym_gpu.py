@@ -7,7 +7,6 @@ the same code. The stand-in then still reads what it is given when it simulates,
 import contextlib
 import ctypes
 import os
-import shlex
 import signal
 import subprocess
 import sys
@@ -32,29 +31,23 @@ from rlcore.physics.mujoco import MujocoEngine
 from rlcore.tree import index, map_leaves, named_leaves, replace
 from tasks.cartpole import MODEL as CARTPOLE
 from tests.isaacgym_standin.device_twin import DeviceTwin
+from tests.rlcore.physics.standin import interpreter
 from tests.rlcore.physics.test_engine import noise
-from tests.rlcore.physics.test_isaacgym import MODEL, STANDIN, TOLERANCE, some_params, some_states, without_sensors
+from tests.rlcore.physics.test_isaacgym import (
+    MODEL,
+    _one_thread,  # noqa: F401
+    assert_close,
+    some_params,
+    some_states,
+    without_sensors,
+)
 
 DEVICES = ["twin", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 
-@pytest.fixture(autouse=True)
-def _one_thread(monkeypatch):
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    drain_faults()
-    yield
-    drain_faults()
-
-
 @pytest.fixture(scope="module")
-def python(tmp_path_factory):
-    """An interpreter that finds the stand-in; RLCORE_STANDIN_PYTHON names another than this one."""
-    program = os.environ.get("RLCORE_STANDIN_PYTHON", sys.executable)
-    path = tmp_path_factory.mktemp("isaacgym") / "python"
-    search = f"{shlex.quote(str(STANDIN))}${{PYTHONPATH:+:$PYTHONPATH}}"
-    path.write_text(f'#!/bin/sh\nPYTHONPATH={search} exec {shlex.quote(program)} "$@"\n')
-    path.chmod(0o755)
-    return str(path)
+def python():
+    return interpreter()
 
 
 @pytest.fixture(params=DEVICES)
@@ -94,12 +87,6 @@ def box(python, **settings):
 
 def moved(tree, device):
     return map_leaves(lambda x: x.to(device), tree)
-
-
-def assert_close(actual, expected, tolerance=TOLERANCE):
-    for (name, a), (_, b) in zip(named_leaves(actual), named_leaves(expected), strict=True):
-        assert a.dtype == b.dtype and a.shape == b.shape, name
-        torch.testing.assert_close(a.cpu(), b.cpu(), rtol=tolerance, atol=tolerance, msg=f"{name}: {a} is not {b}")
 
 
 # --- The engine -----------------------------------------------------------------------------------------------
