@@ -21,6 +21,7 @@ from torch import Tensor
 from rlcore import random, tree
 from rlcore.errors import InputError
 from rlcore.experiment import MUST_BE_FINITE, Algorithm
+from rlcore.metrics import check_metric
 from rlcore.tree import named_leaves, pytree, tree_flatten, tree_leaves
 
 _OWN = 1 << 31  # folded into the first member's key for what is drawn for the population
@@ -140,7 +141,8 @@ class Population(NamedTuple):
       init: `keys [M, 2] -> PopulationState`, the key of each member.
       update: `PopulationState -> (PopulationState, metrics)`, one iteration of all; metrics are `[M]` each, with the
         members' coefficients as `population/NAME`, and as `population/stuck` whether a member's losses or parameters
-        were not finite: it stays where it was before that, unless population-based training moves it.
+        were not finite: it stays where it was before that, unless population-based training moves it. With it,
+        `population/parent` is the number of the member that each goes on from.
       act: `(PopulationState, obs, key or None) -> action`, `[M, B, ...]` each.
     """
 
@@ -192,12 +194,13 @@ def make_population(
         members = tree.map_leaves(lambda new, old: _where(sound, new, old), members, state.members)
         metrics = {**metrics, "population/stuck": (~sound).to(torch.float32)}
         iteration, key, parents = state.iteration + 1, state.key, torch.arange(size)
-        if score not in metrics:
-            raise InputError(f"score must be one of {', '.join(metrics)}, got {score!r}")
+        check_metric("score", score, metrics, "--score")
         if pbt is not None and int(iteration) % pbt.interval == 0:
             key, draw = random.split(key).unbind(0)
             members, parents = exploit(draw, members, torch.where(sound, metrics[score], math.nan), pbt)
         logged = {**metrics, **{f"population/{name}": value for name, value in members.coefficients.items()}}
+        if pbt is not None:
+            logged["population/parent"] = parents.to(torch.float32)
         return PopulationState(members, parents, key, iteration, members.env_steps.sum()), logged
 
     def act(state: PopulationState, obs: Any, key: Tensor | None = None) -> Tensor:

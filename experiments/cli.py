@@ -33,7 +33,17 @@ from cattrs.strategies import configure_union_passthrough
 from rlcore import random
 from rlcore.errors import InputError
 from rlcore.experiment import Experiment
-from rlcore.run_directory import BEST, CHECKPOINTS, HoldsRuns, RunRecord, read_record, runs_inside
+from rlcore.metrics import TENSORBOARD
+from rlcore.run_directory import (
+    BEST,
+    CHECKPOINTS,
+    CONFIG_FILE,
+    HoldsRuns,
+    RunRecord,
+    default_run_dir,
+    read_record,
+    runs_inside,
+)
 from rlcore.training import TrainingFailed, train
 
 Build = Callable[[Any], Experiment]
@@ -117,6 +127,14 @@ def _run(config_class: type, build: Build, argv: list[str]) -> None:
     saved, resume, unsaid = None, _resume_argument(argv), list[str]()
     if resume is not None:
         old = read_record(resume)
+        whole = resume.resolve().parent
+        if (whole / CONFIG_FILE).exists():
+            alone = whole.parent / f"{whole.name}-{resume.resolve().name}"
+            raise InputError(
+                f"{resume} is a member of the population {whole} and goes on with it: {read_record(whole)['command']} "
+                f"--training.resume {shlex.quote(str(whole))}; to go on with it alone, copy it first: cp -r "
+                f"{shlex.quote(str(resume.resolve()))} {shlex.quote(str(alone))} (--training.resume)"
+            )
         if old["module"] != module:
             raise InputError(f"{resume} is a run of {old['module']}, not of {module} (--training.resume)")
         saved = _config_from_json(config_class, old["config"], resume)
@@ -124,6 +142,9 @@ def _run(config_class: type, build: Build, argv: list[str]) -> None:
         saved = dataclasses.replace(saved, training=training)
         unsaid = _unsaid(old["config"], to_json(saved))
     config = parse(config_class, argv, command, saved)
+    if config.training.run_dir is None and saved is None:
+        place = default_run_dir(module.rsplit(".", 1)[-1], config.seed)
+        config = dataclasses.replace(config, training=dataclasses.replace(config.training, run_dir=place))
     if saved is not None:
         given = to_json(config)
         _refuse_changes(to_json(saved), given, unsaid)
@@ -175,7 +196,7 @@ def _what_next(env: Any, run_dir: Path, tensorboard: bool) -> list[str]:
     lines = [f"{python} -m experiments.{program} {place}" for program in programs]
     if tensorboard:
         install = "" if importlib.util.find_spec("tensorboard") else f"{python} -m pip install tensorboard && "
-        lines.append(f"{install}{python} -m tensorboard.main --logdir {shlex.quote(str(run_dir / 'tensorboard'))}")
+        lines.append(f"{install}{python} -m tensorboard.main --logdir {shlex.quote(str(run_dir / TENSORBOARD))}")
     return lines
 
 

@@ -1,16 +1,20 @@
 """Say what is wrong with a training run, why, and which flag mends it."""
 
 import json
+import math
 import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import tyro
+from numpy.typing import NDArray
 
 from experiments.cli import command, interpreter
-from rlcore.doctor import Finding, diagnose, learned_long
+from rlcore.doctor import Finding, diagnose, judged_from
 from rlcore.errors import InputError
 from rlcore.metrics import METRICS_FILE, read_metrics
 from rlcore.run_directory import read_record, runs_inside
@@ -46,12 +50,15 @@ def evaluation_of(run_dir: Path) -> dict[str, Any] | None:
 
 
 def draw(run_dir: Path, records: list[dict[str, Any]], findings: list[Finding]) -> Path | None:
-    """The curves behind each finding, a row each; None where no finding has any."""
+    """The curves behind each finding, a row each and each curve once; None where no finding has any."""
     from matplotlib.figure import Figure
 
     known = {name for record in records for name, value in record.items() if value is not None}
-    rows = [(f, [name for name in f.metrics if name in known]) for f in findings]
-    rows = [(f, names) for f, names in rows if names]
+    rows, drawn = [], set[str]()
+    for finding in findings:
+        if names := [name for name in finding.metrics if name in known - drawn]:
+            rows.append((finding, names))
+            drawn |= {*names}
     if not rows:
         return None
     columns = max(len(names) for _, names in rows)
@@ -61,8 +68,13 @@ def draw(run_dir: Path, records: list[dict[str, Any]], findings: list[Finding]) 
         since = next((r["env_steps"] for r in records if r["iteration"] >= finding.since), records[-1]["env_steps"])
         for column, name in enumerate(names):
             axes = figure.add_subplot(len(rows), columns, number * columns + column + 1)
-            axes.plot(steps, [float("nan") if (v := r.get(name)) is None else v for r in records], linewidth=1.0)
-            axes.axvline(since / 1e6, color="C3", linewidth=1.0, linestyle="--")
+            values = np.array([math.nan if (v := r.get(name)) is None else v for r in records])
+            axes.plot(steps, values, linewidth=1.0)
+            if _spiky(values):
+                axes.set_yscale("log")
+            axes.axvline(since / 1e6, color="C3", linewidth=1.0, linestyle="--", label=f"iteration {finding.since}")
+            if column == 0:
+                axes.legend(fontsize=7, framealpha=0.6)
             axes.set_title(f"{finding.name}: {name}" if column == 0 else name, fontsize=9, loc="left")
             axes.set_xlabel("million environment steps", fontsize=8)
             axes.tick_params(labelsize=8)
@@ -71,6 +83,12 @@ def draw(run_dir: Path, records: list[dict[str, Any]], findings: list[Finding]) 
     path = run_dir / PICTURE
     figure.savefig(path, format="png")
     return path
+
+
+def _spiky(values: NDArray[np.float64]) -> bool:
+    """Whether a peak would flatten all else on an even scale."""
+    values = values[np.isfinite(values)]
+    return bool(values.size) and bool(values.min() > 0) and float(values.max()) > 30 * float(np.median(values))
 
 
 def _foreign(advice: str, settings: Mapping[str, Any]) -> list[str]:
@@ -86,18 +104,51 @@ def _foreign(advice: str, settings: Mapping[str, Any]) -> list[str]:
 
 
 def main(config: Config) -> None:
-    """Print the findings, and draw them; of a population, those of each member.
+    """Print the findings, and draw them; of a population, those of each member that has any.
 
     Raises:
       InputError: if there is no such run, or it has logged nothing.
     """
-    members = [run for run in runs_inside(config.run) if run.parent == config.run]
+    members = sorted(run for run in runs_inside(config.run) if run.parent == config.run)
     if not members or not (config.run / METRICS_FILE).exists():
+        members = [config.run]
         look(config.run)
-        return
-    for number, run in enumerate(sorted(members)):
-        print(end="\n" if number else "")
-        look(run)
+    else:
+        sound = []
+        for run in members:
+            if diagnose(_records(run), evaluation_of(run)):
+                look(run)
+                print()
+            else:
+                (run / PICTURE).unlink(missing_ok=True)
+                sound.append(run)
+        if sound:
+            records = _records(sound[0])
+            names = ", ".join(run.name for run in sound)
+            print(f"{config.run}: {records[-1]['iteration']} iterations\n{_verdict(records)}: {names}")
+    lacking = [run for run in members if (evaluation_of(run) or {}).get("randomized") is None]
+    if lacking:
+        measure = f"{interpreter()} -m experiments.evaluate {shlex.quote(str(lacking[0]))} --randomized"
+        of = "" if len(members) == 1 else f" of {len(lacking)} members"
+        print(f"\nnot looked at: overfitting{of}, which needs an evaluation: {measure}")
+
+
+def _records(run: Path) -> list[dict[str, Any]]:
+    path = run / METRICS_FILE
+    records = read_metrics(path) if path.exists() else []
+    if not records:
+        raise InputError(f"{run} has logged nothing yet ({METRICS_FILE})")
+    return records
+
+
+def _verdict(records: list[dict[str, Any]]) -> str:
+    """What to say where nothing is found wrong."""
+    long = judged_from(records)
+    if long is None:
+        return "too early to tell, as it has not begun to learn"
+    if records[-1]["iteration"] < long:
+        return f"nothing found wrong so far, but some illnesses can be told from iteration {long} on only"
+    return "nothing found wrong"
 
 
 def look(run: Path) -> None:
@@ -106,19 +157,12 @@ def look(run: Path) -> None:
     Raises:
       InputError: if there is no such run, or it has logged nothing.
     """
-    record = read_record(run)
-    path = run / METRICS_FILE
-    records = read_metrics(path) if path.exists() else []
-    if not records:
-        raise InputError(f"{run} has logged nothing yet ({METRICS_FILE})")
-    evaluation = evaluation_of(run)
-    findings = diagnose(records, evaluation)
+    record, records = read_record(run), _records(run)
+    findings = diagnose(records, evaluation_of(run))
     last = records[-1]
     print(f"{run}: {last['iteration']} iterations, {last['env_steps'] / 1e6:.2f}M environment steps")
-    if not learned_long(records):
-        print("too early to tell all: a policy is judged once it has learned for a while")
-    elif not findings:
-        print("nothing found wrong")
+    if not findings:
+        print(_verdict(records))
     for finding in findings:
         print(f"\n{finding.name}: {finding.what}")
         print(f"  evidence  {finding.evidence} (from iteration {finding.since} on)")
@@ -126,9 +170,6 @@ def look(run: Path) -> None:
         print(f"  advice    {finding.advice}")
         if foreign := _foreign(finding.advice, record["config"]):
             print(f"            (this experiment has no {', '.join(foreign)}: change its task or its code instead)")
-    if evaluation is None or evaluation.get("randomized") is None:
-        measure = f"{interpreter()} -m experiments.evaluate {run} --randomized"
-        print(f"\nnot looked at: overfitting, which needs an evaluation: {measure}")
     (run / PICTURE).unlink(missing_ok=True)
     if picture := draw(run, records, findings):
         print(f"\ncurves: {picture}")

@@ -19,7 +19,7 @@ from rlcore import random
 from rlcore.checkpoint import Checkpointer
 from rlcore.errors import InputError
 from rlcore.experiment import Algorithm, Experiment, TrainingConfig
-from rlcore.metrics import METRICS_FILE, MetricsFile, TensorBoard
+from rlcore.metrics import METRICS_FILE, TENSORBOARD, MetricsFile, TensorBoard, check_metric, plot_members, read_metrics
 from rlcore.physics.engines import Physics
 from rlcore.physics.isaacgym_settings import Settings
 from rlcore.run_directory import BEST, CHECKPOINTS, FAULTS, RunRecord, write_record
@@ -27,8 +27,10 @@ from rlcore.run_directory import BEST, CHECKPOINTS, FAULTS, RunRecord, write_rec
 # Settings that are numbers in a state, and not part of what is compiled for all members; of an algorithm's own
 # settings those that its state has as coefficients.
 _FREE = ("seed", "reward_weights", "randomization", "push_speed")
+# What is told of members that is no coefficient.
+_NOT_SET = ("population/stuck", "population/parent")
 # What a run has in its directory, where members have theirs.
-_TAKEN = (BEST, CHECKPOINTS, FAULTS, "tensorboard")
+_TAKEN = (BEST, CHECKPOINTS, FAULTS, TENSORBOARD)
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,8 @@ def _refuse_compiled(made: list[tuple[str, Any]], coefficients: set[str]) -> Non
                 continue
             raise InputError(
                 f"members may differ in {', '.join(_FREE)} and in {', '.join(sorted(coefficients))}, but {name} "
-                f"differs from {made[0][0]} in {path}: run them side by side with experiments.side_by_side"
+                f"differs from {made[0][0]} in {path} (--{path.replace('_', '-')}): run them side by side with "
+                "experiments.side_by_side"
             )
 
 
@@ -150,7 +153,7 @@ class _Members:
             module = self.config.experiment
             record = RunRecord(module.rsplit(".", 1)[-1], module, None, f"python -m {module}", own.seed, to_json(own))
             write_record(path, record, torch.get_num_threads())
-            board = TensorBoard(path / "tensorboard", after) if self.config.training.tensorboard else None
+            board = TensorBoard(path / TENSORBOARD, after) if self.config.training.tensorboard else None
             self._files.append((MetricsFile(path / METRICS_FILE, after), board))
 
     def write(self, state: PopulationState, metrics: Mapping[str, torch.Tensor]) -> None:
@@ -177,7 +180,7 @@ class _Members:
         now = {
             name: values
             for name, values in self._newest.items()
-            if name.startswith("population/") and name != "population/stuck" and len(set(values)) > 1
+            if name.startswith("population/") and name not in _NOT_SET and len(set(values)) > 1
         }
         given = _given(self.made, {name.removeprefix("population/") for name in now})
         if self.config.pbt.interval:  # of what a member was given it may have gone on with another's
@@ -189,7 +192,10 @@ class _Members:
             values = [f"{name.removeprefix('population/')} {x[i]:.3g}" for name, x in now.items()] + given[i]
             why = "  stuck: its losses are no numbers" if stuck[i] else ""
             lines.append(f"  {names[i]:<{width}}  {scores[i]:>10.4g}  {', '.join(values)}{why}".rstrip())
+        lines += self._copies()
         best = self.directory(names[order[0]])
+        if (curves := plot_members(best.parent, names)) is not None:
+            lines.append(f"  their curves: {curves}")
         link = best.parent / BEST
         try:
             link.unlink(missing_ok=True)
@@ -197,6 +203,18 @@ class _Members:
         except OSError as error:  # some file systems have no links
             return "\n".join([*lines, f"  the best is {best} ({link} cannot be made: {error.strerror})"])
         return "\n".join([*lines, f"  the best is also {link}"])
+
+    def _copies(self) -> list[str]:
+        """Who went on from whom, a line for each comparison in which any did."""
+        if not self.config.pbt.interval:
+            return []
+        names = [name for name, _ in self.made]
+        copies: dict[int, list[str]] = {}
+        for i, name in enumerate(names):
+            for record in read_metrics(self.directory(name) / METRICS_FILE):
+                if (parent := int(record["population/parent"])) != i:
+                    copies.setdefault(record["iteration"], []).append(f"{name} from {names[parent]}")
+        return [f"  went on at iteration {iteration}: {', '.join(who)}" for iteration, who in sorted(copies.items())]
 
     def close(self) -> None:
         for file, board in self._files:
@@ -229,21 +247,22 @@ def build(config: Config) -> Experiment:
     files = _Members(config, made, score)
 
     def init(key: torch.Tensor) -> PopulationState:
-        state = population.init(keys)
-        _refuse_compiled(made, set(state.members.coefficients))
-        return state
+        _refuse_compiled(made, {*experiments[0].algorithm.init(keys[0]).coefficients})
+        return population.init(keys)
 
     def update(state: PopulationState) -> tuple[PopulationState, dict[str, torch.Tensor]]:
         state, metrics = population.update(state)
-        files.write(state, metrics)
         # Members that are stuck are told by how many they are, and do not count.
         going = metrics["population/stuck"] == 0
         means = {name: torch.where(going, value.to(torch.float64), torch.nan) for name, value in metrics.items()}
         summary = {name: value.nanmean() for name, value in means.items()}
         summary["population/stuck"] = (~going).sum()
+        summary.pop("population/parent", None)
         known = torch.where(metrics[score].isnan() | ~going, -torch.inf, metrics[score])
         best = known.max()
         summary["population/best"] = torch.where(best.isfinite(), best, torch.nan)
+        check_metric("best_metric", config.training.best_metric, summary, "--training.best-metric")
+        files.write(state, metrics)
         return state, summary
 
     act: Callable[..., Any] = population.act

@@ -124,9 +124,16 @@ class History:
         return "--ppo.learning-rate" if self.algorithm == "--ppo" else "--sac.policy-learning-rate"
 
 
-def learned_long(records: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether a run has learned for long enough that most rules judge it; see `diagnose` for its records."""
-    return bool(records) and _learning_long(History(records))
+def judged_from(records: Sequence[Mapping[str, Any]]) -> int | None:
+    """The iteration from which all rules judge a run; None if it has not begun to learn.
+
+    Args:
+      records: of its `metrics.jsonl`, oldest first, at least one.
+    """
+    history = History(records)
+    if history.algorithm == "--sac" and not len(history.known("policy/entropy")):
+        return None
+    return _learned_from(history)
 
 
 def diagnose(records: Sequence[Mapping[str, Any]], evaluation: Mapping[str, Any] | None = None) -> list[Finding]:
@@ -139,7 +146,15 @@ def diagnose(records: Sequence[Mapping[str, Any]], evaluation: Mapping[str, Any]
     if not records:
         return []
     history = History(records, evaluation)
-    return [finding for rule in RULES if (finding := rule(history)) is not None]
+    findings: list[Finding] = []
+    for rule in RULES:
+        if (finding := rule(history)) is None:
+            continue
+        cause = next((other.name for other in findings if finding.name in _FOLLOWS.get(other.name, ())), None)
+        if cause is not None:
+            finding = finding._replace(cause=f"it may follow from the {cause}", advice=f"mend the {cause} first")
+        findings.append(finding)
+    return findings
 
 
 class Watch:
@@ -202,11 +217,24 @@ def _flat(h: History) -> bool:
 def _learning_long(h: History) -> bool:
     """Whether there was time to learn: an off-policy learner takes a few steps for each gradient, and so hundreds of
     iterations, of which the first only fill its buffer."""
+    return h.iterations >= _learned_from(h)
+
+
+def _learned_from(h: History) -> int:
     if h.algorithm == "--ppo":
-        return h.iterations >= 2 * MIN_ITERATIONS
+        return 2 * MIN_ITERATIONS
     # The first policy of critics that know nothing yet is often worse than chance.
-    learned = len(h.known("policy/entropy"))
-    return learned >= max(20 * MIN_ITERATIONS, 4 * (h.iterations - learned))
+    waited = h.iterations - len(h.known("policy/entropy"))
+    return waited + max(20 * MIN_ITERATIONS, 4 * waited)
+
+
+def _rising(h: History) -> bool:
+    """Whether a run has learned something, and has not lost it nor come to a halt below it."""
+    name = _progress(h)
+    if not h.has(name) or not _learning_long(h) or _flat(h):
+        return False
+    curve = h.smooth(name)
+    return bool(curve[-1] > (curve[0] + curve.max()) / 2)
 
 
 def _positive_terms(h: History) -> dict[str, tuple[float, float]]:
@@ -462,7 +490,8 @@ def slow_convergence(h: History) -> Finding | None:
         return None
     evidence = f"{name} {start:.3g} at the start and at best {best:.3g}"
     cause, advice = "nothing that the metrics show", "try another reward, or a simpler task first"
-    if still or (h.has("policy/std") and h.early("policy/std") < 0.1):
+    # A deviation that has grown is no lack of exploration, whatever it began with.
+    if still or (h.has("policy/std") and max(h.early("policy/std"), h.late("policy/std")) < 0.1):
         evidence += f", deviation of actions {h.late('policy/std'):.2g}"
         cause = "it hardly explores"
         std = "--ppo.initial-std larger, and " if h.algorithm == "--ppo" else ""
@@ -502,9 +531,10 @@ def overfitting(h: History) -> Finding | None:
 
 
 def action_saturation(h: History) -> Finding | None:
-    """More than 45 % of actions at their bounds (healthy: up to 15 %, of motors that run as fast as they can)."""
+    """More than 45 % of actions at their bounds (healthy: up to 15 %, of motors that run as fast as they can), in a run
+    that does not get better by it: where it does, the best control may be bang-bang."""
     name = "policy/saturation"
-    if h.iterations < MIN_ITERATIONS or not h.has(name) or h.late(name) < 0.45:
+    if h.iterations < MIN_ITERATIONS or not h.has(name) or h.late(name) < 0.45 or _rising(h):
         return None
     return Finding(
         "action saturation",
@@ -546,7 +576,8 @@ def normalizer_drift(h: History) -> Finding | None:
     name = "observations/drift"
     if h.iterations < 2 * MIN_ITERATIONS or not h.has(name):
         return None
-    if float(np.nanmedian(h.get(name)[-MIN_ITERATIONS:])) < 1.2:
+    # A policy that learns fast sees new observations for a while, which its running mean catches up with.
+    if float(np.nanmedian(h.get(name)[-max(MIN_ITERATIONS, h.iterations // 2) :])) < 1.2:
         return None
     return Finding(
         "normalizer drift",
@@ -578,6 +609,13 @@ def time_lost(h: History) -> Finding | None:
         h.iteration(0),
     )
 
+
+_FOLLOWS = {
+    "not finite": ("policy collapse", "value divergence", "slow convergence", "dead units", "action saturation"),
+    "policy collapse": ("value divergence", "no signal", "slow convergence", "action saturation", "dead units"),
+    "no signal": ("slow convergence",),
+}
+"""Illnesses that others may be mere signs of: advice on those would pull the other way."""
 
 RULES: tuple[Callable[[History], Finding | None], ...] = (
     not_finite,

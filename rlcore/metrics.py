@@ -11,15 +11,20 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from rlcore.errors import InputError
+
 METRICS_FILE = "metrics.jsonl"
+TENSORBOARD = "tensorboard"
 CURVES_FILE = "learning_curves.png"
+MEMBERS_FILE = "members.png"
 
 Metrics = Mapping[str, float]
 
@@ -33,6 +38,15 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
             if isinstance(record, dict) and {"iteration", "env_steps"} <= record.keys():
                 records.append(record)
     return records
+
+
+def check_metric(field: str, name: str, known: Iterable[str], flag: str) -> None:
+    """Raise InputError unless `name`, given for a field with a flag, is one of the metrics that are known."""
+    known = sorted(known)
+    if name not in known:
+        near = get_close_matches(name, known, 3, 0.5)
+        valid = f"; did you mean {' or '.join(near)}?" if near else f": there are {', '.join(known)}"
+        raise InputError(f"{field} must be a metric of what is trained, got {name!r}{valid} ({flag})")
 
 
 class MetricsFile:
@@ -243,12 +257,51 @@ def plot_learning_curves(run_dir: Path) -> Path | None:
     records = read_metrics(run_dir / METRICS_FILE)
     if not records:
         return None
-    # A Figure made without pyplot draws with Agg: it needs no display and no global state.
-    from matplotlib.figure import Figure
-
     names = list(dict.fromkeys(name for record in records for name in record if "/" in name))
     steps = [record["env_steps"] for record in records]
     panels = [panel for panel in learning_panels(names) if panel.names]
+    curves = [[_column(records, name) for name in panel.names] for panel in panels]
+    return _picture(run_dir / CURVES_FILE, panels, steps, curves)
+
+
+def plot_members(run_dir: Path, members: Sequence[str]) -> Path | None:
+    """Draw `members.png` of a population: the members' curves in one panel a metric; None if there is nothing yet.
+
+    The coefficients that members differ in, or that change, have panels, too.
+    """
+    files = [run_dir / name / METRICS_FILE for name in members]
+    records = [read_metrics(file) if file.exists() else [] for file in files]
+    count = min(map(len, records), default=0)
+    if not count:
+        return None
+    records = [one[:count] for one in records]
+    steps = [record["env_steps"] for record in records[0]]
+    names = list(dict.fromkeys(name for record in records[0] for name in record if "/" in name))
+    shown = [name for panel in learning_panels(names) for name in panel.names if name.startswith(_OF_MEMBERS)]
+    shown += [name for name in names if name.startswith("population/")]
+    panels, curves = [], []
+    for name in shown:
+        columns = [_column(one, name) for one in records]
+        known = {value for column in columns for value in column if math.isfinite(value)}
+        if len(known) > 1:
+            panels.append(Panel(name.removeprefix("population/").replace("_", " "), [name] * len(members), members))
+            curves.append(columns)
+    return _picture(run_dir / MEMBERS_FILE, panels, steps, curves) if panels else None
+
+
+_OF_MEMBERS = ("episode/", "env/", "loss/", "policy/")
+
+
+def _column(records: Sequence[Mapping[str, Any]], name: str) -> list[float]:
+    return [math.nan if (v := record.get(name)) is None else v for record in records]
+
+
+def _picture(
+    path: Path, panels: Sequence["Panel"], steps: Sequence[int], curves: Sequence[Sequence[Sequence[float]]]
+) -> Path:
+    # A Figure made without pyplot draws with Agg: it needs no display and no global state.
+    from matplotlib.figure import Figure
+
     columns = min(4 if len(panels) > 9 else 3, max(1, len(panels)))
     rows = max(1, math.ceil(len(panels) / columns))
     figure = Figure(figsize=(4.6 * columns, 3.2 * rows), layout="constrained", dpi=120)
@@ -260,10 +313,8 @@ def plot_learning_curves(run_dir: Path) -> Path | None:
         axes.set_xlabel("environment steps", fontsize=8)
         axes.tick_params(labelsize=8)
         axes.ticklabel_format(axis="x", style="sci", scilimits=(-3, 4))
-        curves = [[math.nan if (v := record.get(name)) is None else v for record in records] for name in panel.names]
-        _draw(axes, panel, steps, curves)
-    figure.suptitle(run_dir.name, fontsize=9, color="0.4")
-    path = run_dir / CURVES_FILE
+        _draw(axes, panel, steps, curves[place - 1])
+    figure.suptitle(path.parent.name, fontsize=9, color="0.4")
     temporary = path.with_suffix(".tmp")
     figure.savefig(temporary, format="png")
     temporary.replace(path)

@@ -24,7 +24,16 @@ from rlcore.doctor import Watch
 from rlcore.errors import InputError
 from rlcore.experiment import MUST_BE_FINITE, Algorithm, Experiment, Fault, TrainingConfig
 from rlcore.interrupt import stop_requests
-from rlcore.metrics import METRICS_FILE, Console, MetricsFile, TensorBoard, plot_learning_curves, read_metrics
+from rlcore.metrics import (
+    METRICS_FILE,
+    TENSORBOARD,
+    Console,
+    MetricsFile,
+    TensorBoard,
+    check_metric,
+    plot_learning_curves,
+    read_metrics,
+)
 from rlcore.run_directory import RunRecord
 from rlcore.tree import named_leaves
 from rlcore.wall_time import drain_seconds, shares
@@ -95,7 +104,7 @@ def train(
     """
     use_threads(config.torch_threads)
     resuming = config.resume is not None
-    run_dir = config.resume or config.run_dir or run_directory.default_run_dir(record)
+    run_dir = config.resume or config.run_dir or run_directory.default_run_dir(record.experiment, record.seed)
     console = console or Console(record.experiment, config.iterations, config.log_every)
     with ExitStack() as stack:
         if resuming:
@@ -117,6 +126,11 @@ def train(
                 checkpoints.wait()
                 if (last := int(state.iteration)) not in checkpoints.steps():
                     raise _NotWritten(f"the checkpoint of iteration {last} could not be written")
+        except InputError:
+            # Some mistakes, such as the name of a metric that there is none of, show in the first update only.
+            if not resuming and outputs.metrics.last is None:
+                _forget(run_dir)
+            raise
         except _NotFinite as error:
             raise TrainingFailed(
                 f"{error}; the last good checkpoint is iteration {_newest(checkpoints)} of {run_dir}. This "
@@ -165,14 +179,21 @@ def _begin(
         checkpoints.save(int(state.iteration), state)
         checkpoints.wait()
     except BaseException as error:
-        shutil.rmtree(directory, ignore_errors=True)
-        (run_dir / run_directory.CONFIG_FILE).unlink(missing_ok=True)
+        _forget(run_dir)
         if isinstance(error, OSError | CheckpointError):
             reason = error.strerror if isinstance(error, OSError) else error
             raise InputError(f"run_dir {run_dir} cannot be written: {reason} (--training.run-dir)") from error
         raise
     say(f"training {record.experiment} in {run_dir}")
     return state, checkpoints
+
+
+def _forget(run_dir: Path) -> None:
+    """Take away what a run that never began has written."""
+    for directory in (run_directory.CHECKPOINTS, TENSORBOARD):
+        shutil.rmtree(run_dir / directory, ignore_errors=True)
+    for file in (run_directory.CONFIG_FILE, METRICS_FILE):
+        (run_dir / file).unlink(missing_ok=True)
 
 
 class _NotFinite(ArithmeticError):
@@ -197,7 +218,7 @@ class _Outputs(NamedTuple):
         cls, run_dir: Path, config: TrainingConfig, after: int, checkpoints: Checkpointer, console: Console
     ) -> "_Outputs":
         metrics = MetricsFile(run_dir / METRICS_FILE, after)
-        board = TensorBoard(run_dir / "tensorboard", after) if config.tensorboard else None
+        board = TensorBoard(run_dir / TENSORBOARD, after) if config.tensorboard else None
         return cls(run_dir, checkpoints, metrics, board, console)
 
     def close(self) -> None:
@@ -236,6 +257,7 @@ def _loop(
         iteration, env_steps, values = _read(state, metrics)
         if iteration != before + 1:
             raise ValueError(f"update must add 1 to iteration, but it went from {before} to {iteration}")
+        check_metric("best_metric", config.best_metric, values, "--training.best-metric")
         now = time.monotonic()
         elapsed = now - began
         values["time/iteration_seconds"] = now - tick
@@ -252,8 +274,6 @@ def _loop(
         console.update(iteration, env_steps, values, earlier + elapsed, max(left, 0.0))
         for line in _look(watch, outputs.metrics.last or {}):
             console.message(f"warning: {line}")
-        if first == before and config.best_metric not in values:
-            console.message(f"note: there is no metric {config.best_metric} to tell the best checkpoint by")
         for name, value in values.items():
             if name.startswith(MUST_BE_FINITE) and not math.isfinite(value):
                 raise _NotFinite(f"{name} is {value} at iteration {iteration}")

@@ -157,7 +157,7 @@ def test_mistakes_are_told():
     with pytest.raises(InputError, match=r"fraction must be more than 0 and at most 0.5, got 0.75 \(--pbt.fraction\)"):
         PBTConfig(fraction=0.75)
     scored = make_population([make_ppo(cartpole(), SMALL)], score="return")
-    with pytest.raises(InputError, match=r"score must be one of .*, got 'return'"):
+    with pytest.raises(InputError, match=r"score must be a metric .*, got 'return'; did you mean"):
         scored.update(scored.init(random.split(random.key(0), 1)))
     population = make_population([make_ppo(cartpole(), SMALL)])
     with pytest.raises(InputError, match="member must be at least 0 and below 1, got 1"):

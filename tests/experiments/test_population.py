@@ -1,6 +1,7 @@
 """Populations from the command line: what members may be, and what they leave behind."""
 
 import math
+import shutil
 from typing import Any, cast
 
 import pytest
@@ -11,6 +12,7 @@ from experiments.doctor import Config as DoctorConfig
 from experiments.doctor import main as look
 from experiments.population import Config, _Members, build, config_of, settings
 from experiments.ppo_cartpole import Config as CartpoleConfig
+from experiments.ppo_cartpole import build as build_cartpole
 from rlcore import random
 from rlcore.errors import InputError
 from rlcore.experiment import TrainingConfig
@@ -31,7 +33,7 @@ def test_members_are_named_settings_with_seeds_of_their_own():
 def test_what_is_compiled_must_be_the_same(tmp_path, key):
     lines = ("*: --num-threads 1 --ppo.num-envs 4", "small:", "wide: --ppo.policy-layers 8 8")
     population = build(Config("experiments.ppo_cartpole", lines, training=TrainingConfig(run_dir=tmp_path / "run")))
-    with pytest.raises((InputError, ValueError), match=r"policy_layers|same|alike|shape"):
+    with pytest.raises(InputError, match=r"wide differs from small in ppo.policy_layers \(--ppo.policy-layers\)"):
         population.algorithm.init(key())
     with pytest.raises(InputError, match="run_dir must be given"):
         build(Config("experiments.ppo_cartpole"))
@@ -76,7 +78,7 @@ def test_members_are_compared_by_what_the_experiment_is_judged_by(tmp_path):
     assert population.summary is not None and population.summary().startswith("members, by episode/length:")
     assert torch.allclose(metrics["population/best"], metrics["episode/length"], equal_nan=True)
     wrong = build(Config("experiments.ppo_cartpole", lines, score="return", training=training))
-    with pytest.raises(InputError, match="score must be one of"):
+    with pytest.raises(InputError, match=r"score must be a metric .* did you mean episode/return\?"):
         wrong.algorithm.update(wrong.algorithm.init(random.key(0)))
 
 
@@ -87,6 +89,48 @@ def test_training_is_as_long_as_that_of_the_experiment_unless_told():
     assert config_of(["experiments.doctor"]) is Config
     made = parse(config_of(["experiments.ppo_cartpole"]), ["experiments.ppo_cartpole", "--seeds", "2"], "population")
     assert isinstance(made, Config) and made.seeds == 2 and made.training.iterations == own.iterations
+
+
+TINY = "*: --num-threads 1 --ppo.num-envs 2 --ppo.num-steps 1 --ppo.num-epochs 1 --ppo.num-minibatches 1"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        (("--score", "returns"), "score must be"),
+        (("--training.best-metric", "episode/returns"), "best_metric must be"),
+    ],
+)
+def test_a_metric_that_there_is_not_ends_the_run_at_once_and_nothing_is_left(wrong, told, tmp_path, capsys):
+    run_dir = tmp_path / "runs" / "one"
+    quiet = ("--training.no-video", "--training.torch-threads", "1", "--training.run-dir", str(run_dir))
+    with pytest.raises(SystemExit) as stop:
+        run(Config, build, ["experiments.ppo_cartpole", "--members", TINY, "one:", *quiet, *wrong])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and told in error and "did you mean episode/return" in error
+    assert not run_dir.parent.exists()
+
+
+def test_who_went_on_from_whom_is_told(tmp_path, capsys):
+    run_dir = tmp_path / "run"
+    members = [TINY.replace("num-envs 2", "num-envs 4").replace("num-steps 1", "num-steps 64"), "a:"]
+    line = [
+        "experiments.ppo_cartpole",
+        "--members",
+        *members,
+        "--seeds",
+        "2",
+        "--pbt.interval",
+        "2",
+        "--pbt.fraction",
+        "0.5",
+    ]
+    line += ["--training.iterations", "2", "--training.no-video", "--training.torch-threads", "1"]
+    run(Config, build, [*line, "--training.run-dir", str(run_dir)])
+    told = capsys.readouterr().out
+    parents = [int(read_metrics(run_dir / name / METRICS_FILE)[-1]["population/parent"]) for name in ("a-0", "a-1")]
+    assert parents in ([0, 0], [1, 1])
+    assert f"went on at iteration 2: {'a-1 from a-0' if parents == [0, 0] else 'a-0 from a-1'}" in told
 
 
 @pytest.mark.slow
@@ -108,9 +152,7 @@ def test_members_are_runs_to_look_at_and_the_population_goes_on(tmp_path, capsys
     assert "learning_rate 1e-05" in told and f"experiments.play {run_dir / 'best'}" in told
     look(DoctorConfig(run_dir))
     told = capsys.readouterr().out
-    assert (
-        told.count("too early to tell all") == 2 and str(run_dir / "slow") in told and str(run_dir / "best") not in told
-    )
+    assert told.count("from iteration 40 on") == 1 and "fast, slow" in told and str(run_dir / "best") not in told
     for name, rate in (("slow", 1e-5), ("fast", 1e-3)):
         records = read_metrics(run_dir / name / METRICS_FILE)
         assert [record["iteration"] for record in records] == [1, 2, 3, 4, 5]
@@ -118,5 +160,14 @@ def test_members_are_runs_to_look_at_and_the_population_goes_on(tmp_path, capsys
         policy = restore_policy(load_run(run_dir / name), "last")
         assert policy.iteration == 5
     assert read_metrics(run_dir / METRICS_FILE)[-1]["population/stuck"] == 0
+    assert (run_dir / "members.png").read_bytes().startswith(b"\x89PNG")
+    # A member goes on with its population, or as a copy, which is a run like any other.
+    for place in (run_dir / "best", run_dir / "slow"):
+        with pytest.raises(SystemExit):
+            run(CartpoleConfig, build_cartpole, ["--training.resume", str(place), "--training.iterations", "6"])
+        assert "is a member of the population" in capsys.readouterr().err
+    shutil.copytree(run_dir / "slow", tmp_path / "alone")
+    run(CartpoleConfig, build_cartpole, ["--training.resume", str(tmp_path / "alone"), "--training.iterations", "6"])
+    assert read_metrics(tmp_path / "alone" / METRICS_FILE)[-1]["iteration"] == 6
     with pytest.raises(InputError, match=r"is a population of 2 runs: name one of them, as .*best"):
         load_run(run_dir)

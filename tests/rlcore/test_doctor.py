@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from rlcore.doctor import RULES, Watch, diagnose
+from rlcore.doctor import RULES, Watch, diagnose, judged_from
 
 ITERATIONS = 100
 RAMP = np.linspace(0.0, 1.0, ITERATIONS)
@@ -95,7 +95,7 @@ ILL = {
         {"episode__return": 5 + RAMP, "policy__kl": np.full(ITERATIONS, 1e-6), "policy__clip_fraction": 0 * RAMP},
         {"episode__return": FLAT, "policy__std": np.full(ITERATIONS, 0.03)},
     ],
-    "action saturation": [{"policy__saturation": 0.9 * RAMP}],
+    "action saturation": [{"policy__saturation": 0.9 * RAMP, "episode__return": FLAT}],
     "dead units": [{"network__dead_policy_units": 0.6 * RAMP}, {"network__dead_value_units": 0.6 * RAMP}],
     "normalizer drift": [{"observations__drift": np.full(ITERATIONS, 1.7)}],
     "time lost": [{"time__physics_share": np.full(ITERATIONS, 0.05)}],
@@ -112,6 +112,36 @@ def test_an_illness_is_named(name, changes):
     assert all((told.what, told.evidence, told.cause, told.advice))
     assert 1 <= told.since <= ITERATIONS
     assert "\n" not in told.line
+
+
+def test_control_that_is_best_at_its_bounds_is_no_illness():
+    assert diagnose(records(policy__saturation=0.9 * RAMP)) == []
+
+
+def test_new_observations_of_a_policy_that_learns_fast_are_no_drift():
+    young = records(observations__drift=np.where(np.arange(ITERATIONS) < 22, 2.0, 0.2))
+    assert diagnose(young[:45]) == []
+
+
+def test_signs_of_a_collapse_get_no_advice_of_their_own():
+    wild = {"policy__kl": np.full(ITERATIONS, 9.0), "policy__std": 0.05 + 50 * RAMP, "policy__saturation": 0.9 * RAMP}
+    found = {f.name: f for f in diagnose(records(episode__return=FLAT, **wild))}
+    assert list(found) == ["policy collapse", "slow convergence", "action saturation"]
+    assert "learning-rate smaller" in found["policy collapse"].advice
+    assert {f.advice for name, f in found.items() if name != "policy collapse"} == {"mend the policy collapse first"}
+
+
+def test_a_deviation_that_has_grown_is_no_lack_of_exploration():
+    (found,) = diagnose(records(episode__return=FLAT, policy__std=0.05 + 50 * RAMP))
+    assert found.name == "slow convergence" and "explore" not in found.cause
+
+
+def test_it_is_told_from_when_on_a_run_is_judged():
+    assert judged_from(records()[:3]) == 40
+    lines = [{k: v for k, v in r.items() if k not in ("policy/kl", "policy/clip_fraction")} for r in records()]
+    assert judged_from(lines) is None
+    begun = [{**line, "policy/entropy": None if i < 30 else -1.0} for i, line in enumerate(lines)]
+    assert judged_from(begun) == 430
 
 
 def test_every_rule_has_an_illness_here():
