@@ -2,11 +2,19 @@
 
 The same learners, with the same seeds and from the same states, make the same number of updates in both ways. The two
 take turns, block by block in one process, and a ratio is that of two neighbouring blocks: a machine that slows down
-slows both. Starting processes, which eight runs do eight times, is not counted.
+slows both. Starting processes, which eight runs do eight times, is not counted there.
+
+With --commands it is: whole command lines are timed, from their start to their exit with all that they write but films,
+those of the population and of single runs by turns. What the members cost one after the other is the median of a single
+run as often as there are members.
 """
 
 import importlib
+import shlex
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +25,7 @@ import tyro
 
 from algos.population import make_population
 from benchmarks.report import RESULTS, header, machine_line, made, spread
-from experiments.cli import parse
+from experiments.cli import parse, progress_line
 from experiments.side_by_side import config_class
 from rlcore import random
 from rlcore.errors import InputError
@@ -50,6 +58,8 @@ class Config:
     """Blocks of each way, of which medians are taken."""
     threads: int = 1
     """Threads of torch."""
+    commands: int = 0
+    """How many whole command lines of each way to time besides, with the experiment's own number of iterations."""
     output_dir: Path = RESULTS
     """Where the file goes."""
 
@@ -57,6 +67,8 @@ class Config:
         for name in ("members", "updates", "blocks", "threads"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)} (--{name})")
+        if self.commands < 0:
+            raise InputError(f"commands must be 0 or more, got {self.commands} (--commands)")
 
 
 def measure(config: Config) -> dict[str, Any]:
@@ -101,15 +113,52 @@ def measure(config: Config) -> dict[str, Any]:
     }
 
 
+def time_commands(config: Config) -> dict[str, Any]:
+    """Seconds of whole command lines of both ways, and how many times as long the single runs take together.
+
+    Raises:
+      InputError: if one of them fails.
+    """
+    module = f"experiments.{config.experiment}"
+    training = ["--training.no-video", "--training.torch-threads", str(config.threads)]
+    members = ["--seeds", str(config.members), "--members", f"member: {shlex.join(config.arguments)}"]
+    seconds: dict[str, list[float]] = {"population": [], "one run": []}
+    with tempfile.TemporaryDirectory() as directory, progress_line() as tell:
+        for number in range(config.commands):
+            lines = {
+                "population": ["experiments.population", module, *members],
+                "one run": [module, *config.arguments, "--seed", str(number % config.members)],
+            }
+            for name, line in lines.items():
+                tell(f"command lines: {name} {number + 1}/{config.commands}")
+                place = ["--training.run-dir", f"{directory}/{name.replace(' ', '_')}-{number}"]
+                begin = time.perf_counter()
+                done = subprocess.run([sys.executable, "-m", *line, *training, *place], capture_output=True, text=True)
+                seconds[name].append(time.perf_counter() - begin)
+                if done.returncode:
+                    raise InputError(f"python -m {shlex.join(line)} failed: {done.stderr.strip()}")
+    ratios = [
+        config.members * statistics.median(seconds["one run"]) / population for population in seconds["population"]
+    ]
+    return {"seconds": seconds, "ratio": spread(ratios)}
+
+
 def main(config: Config) -> None:
     """Measure, print and write."""
     directory = made(config.output_dir)
     figures = measure(config)
+    if config.commands:
+        figures["commands"] = time_commands(config)
     print(f"{machine_line(figures['machine'])}; threads {config.threads}")
     for name, speed in figures["updates_per_second"].items():
         print(f"  {name:<20} {speed['median']:>8.2f} updates per second of {config.members} members together")
     ratio = figures["ratio"]
     print(f"  ratio of neighbouring blocks: {ratio['median']:.2f} ({ratio['min']:.2f} to {ratio['max']:.2f})")
+    if commands := figures.get("commands"):
+        for name, seconds in commands["seconds"].items():
+            print(f"  {name:<20} {statistics.median(seconds):>8.1f} s from start to exit")
+        ratio = commands["ratio"]
+        print(f"  {config.members} runs take {ratio['median']:.2f} ({ratio['min']:.2f} to {ratio['max']:.2f}) as long")
     path = directory / f"population_{config.experiment}.json"
     write_json(path, figures)
     print(f"  written: {path}")

@@ -309,6 +309,9 @@ def run_trials(
     threads = max(1, (os.cpu_count() or 1) // config.at_once)
     running: list[_Trial] = []
     waiting = _orphans(study)
+    if before := len(study.get_trials(deepcopy=False)):
+        unfinished = f", of which {len(waiting)} go on where they stopped" if waiting else ""
+        tell(f"going on with {before} trials of before{unfinished}")
     asked = False
 
     def stop(number: int, frame: Any) -> None:
@@ -467,8 +470,11 @@ def main(config: Config) -> None:
     if not done:
         raise SystemExit(f"error: no trial came to an end: see above, and the trials' logs, if any, in {config.output}")
     print(f"\nthe winner, trial {study.best_trial.number}, {study.best_value:.4g}:")
-    rest = f" --training.iterations {config.iterations}" if config.iterations else ""
-    print(f"  {interpreter()} -m {config.experiment} {study.best_trial.user_attrs['arguments']}{rest}")
+    print(f"  {interpreter()} -m {config.experiment} {study.best_trial.user_attrs['arguments']}")
+    if config.iterations:
+        print(
+            f"  (as long as the experiment trains; with --training.iterations {config.iterations} as long as the trial)"
+        )
     for path in _pictures(study, config.output):
         print(f"written {path}")
 

@@ -325,7 +325,9 @@ def value_divergence(h: History) -> Finding | None:
         return None
     explained, loss = h.get("value/explained_variance"), h.smooth("loss/value")
     recent = explained[-MIN_ITERATIONS:]
-    worthless = h.has("value/explained_variance") and float(np.nanmedian(recent)) < -1.0
+    # Where all returns are alike, as of a task that is solved, there is nothing to explain.
+    alike = h.has("advantage/share") and h.late("advantage/share") < 0.05
+    worthless = h.has("value/explained_variance") and float(np.nanmedian(recent)) < -1.0 and not alike
     # Losses near zero, as before learning begins, are nothing to grow from.
     usual = float(np.median(loss[loss > 0])) if (loss > 0).any() else math.inf
     value = np.abs(h.smooth("value/mean"))

@@ -239,6 +239,7 @@ class Panel(NamedTuple):
       labels: where all have one scale, how each is called.
       limits: of that scale or of the first metric's; by default where the curves lie.
       empty: why there may be no number yet.
+      legend: whether labels are told in this picture.
     """
 
     title: str
@@ -246,6 +247,7 @@ class Panel(NamedTuple):
     labels: Sequence[str] = ()
     limits: tuple[float, float] | None = None
     empty: str = "no number yet"
+    legend: bool = True
 
 
 def plot_learning_curves(run_dir: Path) -> Path | None:
@@ -279,12 +281,13 @@ def plot_members(run_dir: Path, members: Sequence[str]) -> Path | None:
     names = list(dict.fromkeys(name for record in records[0] for name in record if "/" in name))
     shown = [name for panel in learning_panels(names) for name in panel.names if name.startswith(_OF_MEMBERS)]
     shown += [name for name in names if name.startswith("population/")]
-    panels, curves = [], []
+    panels, curves = list[Panel](), list[list[list[float]]]()
     for name in shown:
         columns = [_column(one, name) for one in records]
         known = {value for column in columns for value in column if math.isfinite(value)}
         if len(known) > 1:
-            panels.append(Panel(name.removeprefix("population/").replace("_", " "), [name] * len(members), members))
+            title = name.removeprefix("population/").replace("_", " ")
+            panels.append(Panel(title, [name] * len(members), members, legend=not panels))
             curves.append(columns)
     return _picture(run_dir / MEMBERS_FILE, panels, steps, curves) if panels else None
 
@@ -344,10 +347,12 @@ def _draw(axes: Any, panel: Panel, steps: Sequence[int], curves: Sequence[Sequen
             side.set_ylabel(text, color=f"C{number}", fontsize=8)
     if panel.labels:
         low, high = panel.limits or _limits([value for curve in curves for value in curve])
-        if panel.limits is None and low is not None and high is not None:
+        if panel.limits is None and panel.legend and low is not None and high is not None:
             high += 0.3 * (high - low)  # room for the legend
         axes.set_ylim(low, high)
         place = "best" if panel.limits else "upper center"
+        if not panel.legend:
+            return
         axes.legend(fontsize=7, ncols=3 if len(curves) > 4 else 1, framealpha=0.6, loc=place)
 
 

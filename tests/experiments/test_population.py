@@ -125,7 +125,7 @@ def test_who_went_on_from_whom_is_told(tmp_path, capsys):
         "--pbt.fraction",
         "0.5",
     ]
-    line += ["--training.iterations", "2", "--training.no-video", "--training.torch-threads", "1"]
+    line += ["--pbt.interval", "2", "--pbt.fraction", "0.5", "--training.iterations", "2", "--training.no-video"]
     run(Config, build, [*line, "--training.run-dir", str(run_dir)])
     told = capsys.readouterr().out
     parents = [int(read_metrics(run_dir / name / METRICS_FILE)[-1]["population/parent"]) for name in ("a-0", "a-1")]

@@ -118,6 +118,11 @@ def test_control_that_is_best_at_its_bounds_is_no_illness():
     assert diagnose(records(policy__saturation=0.9 * RAMP)) == []
 
 
+def test_values_of_returns_that_are_all_alike_explain_nothing_and_are_right():
+    solved = {"value__explained_variance": np.where(RAMP < 0.5, 0.9, -5.0), "advantage__share": 0.1 - 0.098 * RAMP}
+    assert diagnose(records(**solved)) == []
+
+
 def test_new_observations_of_a_policy_that_learns_fast_are_no_drift():
     young = records(observations__drift=np.where(np.arange(ITERATIONS) < 22, 2.0, 0.2))
     assert diagnose(young[:45]) == []
