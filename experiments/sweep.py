@@ -472,9 +472,7 @@ def main(config: Config) -> None:
     print(f"\nthe winner, trial {study.best_trial.number}, {study.best_value:.4g}:")
     print(f"  {interpreter()} -m {config.experiment} {study.best_trial.user_attrs['arguments']}")
     if config.iterations:
-        print(
-            f"  (as long as the experiment trains; with --training.iterations {config.iterations} as long as the trial)"
-        )
+        print(f"  (trains as long as the experiment says; as the trial did: --training.iterations {config.iterations})")
     for path in _pictures(study, config.output):
         print(f"written {path}")
 

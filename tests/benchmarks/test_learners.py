@@ -1,6 +1,8 @@
 """The benchmarks of learners: what they measure is what they say."""
 
+import itertools
 import json
+import subprocess
 import sys
 
 import pytest
@@ -98,3 +100,28 @@ def test_mistakes_are_told_before_work_starts(monkeypatch):
     monkeypatch.setitem(sys.modules, "stable_baselines3", None)
     with pytest.raises(InputError, match="EXTRAS=dev,peers"):
         sac_updates.main(sac_updates.Config())
+
+
+def test_whole_commands_are_compared_member_for_member(monkeypatch):
+    ran, clock = [], itertools.count()
+
+    def run(line, **_):
+        ran.append(line[2:])
+        for _ in range(5 if "experiments.population" in line else 1):
+            next(clock)
+        return subprocess.CompletedProcess(line, 0, "", "")
+
+    monkeypatch.setattr(population.subprocess, "run", run)
+    monkeypatch.setattr(population.time, "perf_counter", lambda: float(next(clock)))
+    config = population.Config(("--ppo.clip", "0.1"), members=4, commands=3)
+    timed = population.time_commands(config)
+    assert timed["seconds"] == {"population": [6.0] * 3, "one run": [2.0] * 3}
+    assert timed["ratio"]["median"] == pytest.approx(4 * 2 / 6)
+    whole, single = ran[-2:]
+    assert whole[:6] == ["experiments.population", "experiments.ppo_cartpole", "--seeds", "4", "--members"] + [
+        "member: --ppo.clip 0.1"
+    ]
+    assert single[:5] == ["experiments.ppo_cartpole", "--ppo.clip", "0.1", "--seed", "2"]
+    monkeypatch.setattr(population.subprocess, "run", lambda line, **_: subprocess.CompletedProcess(line, 2, "", "no"))
+    with pytest.raises(InputError, match="failed: no"):
+        population.time_commands(config)
