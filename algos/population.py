@@ -55,7 +55,7 @@ class PopulationState:
 
     Attributes:
       members: the members' states, each leaf `[M, ...]`.
-      parents: `[M]` int64, which member each one went on from last; its own number where from itself.
+      parents: `[M]` int64, which member each one went on from in the newest update; its own number where from itself.
       key: random key of what is drawn for the population.
       iteration, env_steps: `[]` counters; the steps of all members.
     """

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import torch
 
 from benchmarks.report import machine, machine_line
+from rlcore.errors import check_field
 from rlcore.physics.engine import Rows
 from rlcore.physics.isaacgym import IsaacGymEngine
 from rlcore.physics.isaacgym_settings import Settings
@@ -30,10 +31,21 @@ class Config:
     isaacgym: Settings = field(default_factory=Settings)
     """How Isaac Gym runs."""
 
+    def __post_init__(self) -> None:
+        for name in ("num_envs", "steps"):
+            check_field("--", self, name, getattr(self, name) >= 1, "at least 1")
+
 
 def main(config: Config) -> None:
     """Print the two times."""
     engine = IsaacGymEngine(load_model(MODEL), config.isaacgym)
+    try:
+        _measure(config, engine)
+    finally:
+        engine.close()
+
+
+def _measure(config: Config, engine: IsaacGymEngine) -> None:
     n, model = config.num_envs, engine.model
     simulator = engine.simulator(n)
     qpos = torch.tensor(engine.mjmodel.qpos0, device=engine.device).repeat(n, 1)
@@ -57,7 +69,6 @@ def main(config: Config) -> None:
     for name, call in (("round trip", round_trip), ("whole step", whole)):
         print(f"{name}: {_median(call, config.steps):.2f} ms", flush=True)
     print(f"rows written in the last step: {simulator.written}")
-    engine.close()
 
 
 def _median(call: Callable[[], None], count: int) -> float:

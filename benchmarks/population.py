@@ -9,6 +9,7 @@ those of the population and of single runs by turns. What the members cost one a
 run as often as there are members.
 """
 
+import argparse
 import importlib
 import shlex
 import statistics
@@ -25,7 +26,7 @@ import tyro
 
 from algos.population import make_population
 from benchmarks.report import RESULTS, header, machine_line, made, spread
-from experiments.cli import parse, progress_line
+from experiments.cli import on_device_of, parse, progress_line
 from experiments.side_by_side import config_class
 from rlcore import random
 from rlcore.errors import InputError
@@ -37,13 +38,14 @@ _BURN_IN_UPDATES = 20
 
 @dataclass(frozen=True)
 class Config:
-    """Measure how much faster a population trains than its members one after the other, on CPUs.
+    """Measure how much faster a population trains than its members one after the other.
 
     Prints a line for each and writes population_EXPERIMENT.json. Nothing else should run on the machine meanwhile.
     Arguments after -- go to the experiment.
 
-    Example:
+    Examples:
       python -m benchmarks.population --members 8 -- --ppo.num-envs 64
+      python -m benchmarks.population -- --physics warp
     """
 
     arguments: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
@@ -67,6 +69,9 @@ class Config:
         for name in ("members", "updates", "blocks", "threads"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)} (--{name})")
+        flags = {argument.partition("=")[0] for argument in self.arguments}
+        if lost := sorted(flag for flag in flags if flag.startswith(("--training.", "--isaacgym.", "--seed"))):
+            raise InputError(f"arguments of members that are compared cannot have {', '.join(lost)}")
         if self.commands < 0:
             raise InputError(f"commands must be 0 or more, got {self.commands} (--commands)")
 
@@ -76,6 +81,11 @@ def measure(config: Config) -> dict[str, Any]:
     torch.set_num_threads(config.threads)
     module = f"experiments.{config.experiment}"
     own = parse(config_class(module), list(config.arguments), module)
+    with on_device_of(own):
+        return _measure(config, module, own)
+
+
+def _measure(config: Config, module: str, own: Any) -> dict[str, Any]:
     algorithm = importlib.import_module(module).build(own).algorithm
     population = make_population([algorithm] * config.members)
     keys = [random.key(seed) for seed in range(config.members)]
@@ -96,10 +106,14 @@ def measure(config: Config) -> dict[str, Any]:
     speeds: dict[str, list[float]] = {name: [] for name in ways}
     for way in ways.values():
         way(_BURN_IN_UPDATES)
+    if keys[0].is_cuda:
+        torch.cuda.synchronize()
     for _ in range(config.blocks):
         for name, way in ways.items():
             begin = time.perf_counter()
             way(config.updates)
+            if keys[0].is_cuda:
+                torch.cuda.synchronize()
             speeds[name].append(config.members * config.updates / (time.perf_counter() - begin))
     ratios = [a / b for a, b in zip(*speeds.values(), strict=True)]
     return {
@@ -108,6 +122,7 @@ def measure(config: Config) -> dict[str, Any]:
         "arguments": list(config.arguments),
         "members": config.members,
         "threads": config.threads,
+        "device": torch.cuda.get_device_name() if keys[0].is_cuda else "cpu",
         "updates_per_second": {name: {"median": statistics.median(x), "blocks": x} for name, x in speeds.items()},
         "ratio": spread(ratios),
     }
@@ -121,7 +136,11 @@ def time_commands(config: Config) -> dict[str, Any]:
     """
     module = f"experiments.{config.experiment}"
     training = ["--training.no-video", "--training.torch-threads", str(config.threads)]
-    members = ["--seeds", str(config.members), "--members", f"member: {shlex.join(config.arguments)}"]
+    # What simulates is for all members, and told beside them.
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--physics", default="mujoco")
+    shared, rest = parser.parse_known_args(config.arguments)
+    members = ["--seeds", str(config.members), "--members", f"member: {shlex.join(rest)}", "--physics", shared.physics]
     seconds: dict[str, list[float]] = {"population": [], "one run": []}
     with tempfile.TemporaryDirectory() as directory, progress_line() as tell:
         for number in range(config.commands):
@@ -149,7 +168,7 @@ def main(config: Config) -> None:
     figures = measure(config)
     if config.commands:
         figures["commands"] = time_commands(config)
-    print(f"{machine_line(figures['machine'])}; threads {config.threads}")
+    print(f"{machine_line(figures['machine'])}; threads {config.threads}; learning on {figures['device']}")
     for name, speed in figures["updates_per_second"].items():
         print(f"  {name:<20} {speed['median']:>8.2f} updates per second of {config.members} members together")
     ratio = figures["ratio"]
@@ -159,7 +178,8 @@ def main(config: Config) -> None:
             print(f"  {name:<20} {statistics.median(seconds):>8.1f} s from start to exit")
         ratio = commands["ratio"]
         print(f"  {config.members} runs take {ratio['median']:.2f} ({ratio['min']:.2f} to {ratio['max']:.2f}) as long")
-    path = directory / f"population_{config.experiment}.json"
+    where = "" if figures["device"] == "cpu" else "_cuda"
+    path = directory / f"population_{config.experiment}{where}.json"
     write_json(path, figures)
     print(f"  written: {path}")
 

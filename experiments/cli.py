@@ -31,19 +31,10 @@ import tyro
 from cattrs.strategies import configure_union_passthrough
 
 from rlcore import random
-from rlcore.errors import InputError
+from rlcore.errors import EngineFailed, InputError
 from rlcore.experiment import Experiment
 from rlcore.metrics import TENSORBOARD
-from rlcore.run_directory import (
-    BEST,
-    CHECKPOINTS,
-    CONFIG_FILE,
-    HoldsRuns,
-    RunRecord,
-    default_run_dir,
-    read_record,
-    runs_inside,
-)
+from rlcore.run_directory import BEST, CHECKPOINTS, HoldsRuns, RunRecord, read_record, runs_inside
 from rlcore.training import TrainingFailed, train
 
 Build = Callable[[Any], Experiment]
@@ -81,6 +72,8 @@ def command(config_class: type, main: Callable[[Any], None], argv: Sequence[str]
         _leave(2, f"{error}{_with_newest(program, arguments, error)}")
     except InputError as error:
         _leave(2, str(error))
+    except EngineFailed as error:
+        _leave(1, str(error))
     except OSError as error:
         _leave(1, f"{error.filename or 'a file'} cannot be read or written: {error.strerror or error}")
     except KeyboardInterrupt:
@@ -128,7 +121,7 @@ def _run(config_class: type, build: Build, argv: list[str]) -> None:
     if resume is not None:
         old = read_record(resume)
         whole = resume.resolve().parent
-        if (whole / CONFIG_FILE).exists():
+        if _is_population(whole):
             alone = whole.parent / f"{whole.name}-{resume.resolve().name}"
             raise InputError(
                 f"{resume} is a member of the population {whole} and goes on with it: {read_record(whole)['command']} "
@@ -142,9 +135,6 @@ def _run(config_class: type, build: Build, argv: list[str]) -> None:
         saved = dataclasses.replace(saved, training=training)
         unsaid = _unsaid(old["config"], to_json(saved))
     config = parse(config_class, argv, command, saved)
-    if config.training.run_dir is None and saved is None:
-        place = default_run_dir(module.rsplit(".", 1)[-1], config.seed)
-        config = dataclasses.replace(config, training=dataclasses.replace(config.training, run_dir=place))
     if saved is not None:
         given = to_json(config)
         _refuse_changes(to_json(saved), given, unsaid)
@@ -181,6 +171,12 @@ def _run(config_class: type, build: Build, argv: list[str]) -> None:
         finally:
             if experiment.close is not None:
                 experiment.close()
+
+
+def _is_population(path: Path) -> bool:
+    with contextlib.suppress(InputError):
+        return bool(read_record(path)["module"] == "experiments.population")
+    return False
 
 
 def _what_next(env: Any, run_dir: Path, tensorboard: bool) -> list[str]:
@@ -485,7 +481,7 @@ def restore_policy(run: Run | Path, which: str | int = "best", fresh: Collection
         checkpoints.close()
     note = None
     if merely_newest:
-        metric = run.config.training.best_metric
+        metric = run.config.training.best_metric or run.experiment.best_metric
         note = f"no checkpoint has a value of {metric}: the best is merely the newest"
     return Policy(lambda obs, key=None: algorithm.act(state, obs, key), state, int(step), run, note)
 

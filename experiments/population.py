@@ -5,6 +5,7 @@ import importlib
 import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,17 +17,19 @@ from algos.population import PBTConfig, PopulationState, make_population, member
 from experiments.cli import parse, run, to_json
 from experiments.side_by_side import Setting, config_class, read_lines
 from rlcore import random
-from rlcore.checkpoint import Checkpointer
+from rlcore.checkpoint import Checkpointer, CheckpointError
 from rlcore.errors import InputError
 from rlcore.experiment import Algorithm, Experiment, TrainingConfig
 from rlcore.metrics import METRICS_FILE, TENSORBOARD, MetricsFile, TensorBoard, check_metric, plot_members, read_metrics
 from rlcore.physics.engines import Physics
 from rlcore.physics.isaacgym_settings import Settings
-from rlcore.run_directory import BEST, CHECKPOINTS, FAULTS, RunRecord, write_record
+from rlcore.run_directory import BEST, CHECKPOINTS, CONFIG_FILE, FAULTS, RunRecord, write_record
 
 # Settings that are numbers in a state, and not part of what is compiled for all members; of an algorithm's own
 # settings those that its state has as coefficients.
 _FREE = ("seed", "reward_weights", "randomization", "push_speed")
+# Flags that cannot differ from member to member.
+_OF_ALL = ("--training.", "--physics", "--isaacgym.")
 # What is told of members that is no coefficient.
 _NOT_SET = ("population/stuck", "population/parent")
 # What a run has in its directory, where members have theirs.
@@ -83,13 +86,19 @@ def settings(config: Config) -> list[tuple[str, Any]]:
             raise InputError(
                 f"a member cannot be named {line.name}: names have no dots and are none of {', '.join(_TAKEN)}"
             )
+        flags = {argument.partition("=")[0] for argument in line.arguments if argument.startswith("--")}
+        if lost := sorted(flag for flag in flags if flag.startswith(_OF_ALL)):
+            raise InputError(f"{', '.join(lost)} is for all members: give it beside --members, not in {line.name}")
+        if config.seeds > 1 and "--seed" in flags:
+            raise InputError(
+                f"--seed of {line.name} cannot be beside --seeds {config.seeds}: give the first seed to the population"
+            )
         own = parse(own_class, line.arguments, config.experiment)
         shared = {name: getattr(config, name) for name in ("physics", "isaacgym") if hasattr(own, name)}
         own = dataclasses.replace(own, **shared)
         for i in range(config.seeds):
             name = line.name if config.seeds == 1 else f"{line.name}-{i}"
-            seeded = config.seeds > 1 or "--seed" not in line.arguments
-            made.append((name, dataclasses.replace(own, seed=config.seed + i) if seeded else own))
+            made.append((name, own if "--seed" in flags else dataclasses.replace(own, seed=config.seed + i)))
     return made
 
 
@@ -137,14 +146,16 @@ class _Members:
 
     def __init__(self, config: Config, made: list[tuple[str, Any]], score: str) -> None:
         self.config, self.made, self.score = config, made, score
+        self.run_dir = Path()
         self.state: PopulationState | None = None
         self._newest: dict[str, list[float]] = {}
         self._files: list[tuple[MetricsFile, TensorBoard | None]] = []
 
+    def begin(self, run_dir: Path) -> None:
+        self.run_dir = run_dir
+
     def directory(self, name: str) -> Path:
-        run_dir = self.config.training.resume or self.config.training.run_dir
-        assert run_dir is not None
-        return run_dir / name
+        return self.run_dir / name
 
     def _open(self, after: int) -> None:
         for name, own in self.made:
@@ -152,7 +163,8 @@ class _Members:
             path.mkdir(exist_ok=True)
             module = self.config.experiment
             record = RunRecord(module.rsplit(".", 1)[-1], module, None, f"python -m {module}", own.seed, to_json(own))
-            write_record(path, record, torch.get_num_threads())
+            before = after if after and (path / CONFIG_FILE).exists() else None
+            write_record(path, record, torch.get_num_threads(), resumed_at=before)
             board = TensorBoard(path / TENSORBOARD, after) if self.config.training.tensorboard else None
             self._files.append((MetricsFile(path / METRICS_FILE, after), board))
 
@@ -194,15 +206,19 @@ class _Members:
             lines.append(f"  {names[i]:<{width}}  {scores[i]:>10.4g}  {', '.join(values)}{why}".rstrip())
         lines += self._copies()
         best = self.directory(names[order[0]])
-        if (curves := plot_members(best.parent, names)) is not None:
-            lines.append(f"  their curves: {curves}")
         link = best.parent / BEST
         try:
             link.unlink(missing_ok=True)
             link.symlink_to(best.name)
+            lines.append(f"  the best is also {link}")
         except OSError as error:  # some file systems have no links
-            return "\n".join([*lines, f"  the best is {best} ({link} cannot be made: {error.strerror})"])
-        return "\n".join([*lines, f"  the best is also {link}"])
+            lines.append(f"  the best is {best} ({link} cannot be made: {error.strerror})")
+        try:
+            if (curves := plot_members(best.parent, names)) is not None:
+                lines.append(f"  their curves: {curves}")
+        except Exception as error:
+            lines.append(f"  warning: no curves: {error}")
+        return "\n".join(lines)
 
     def _copies(self) -> list[str]:
         """Who went on from whom, a line for each comparison in which any did."""
@@ -212,36 +228,42 @@ class _Members:
         copies: dict[int, list[str]] = {}
         for i, name in enumerate(names):
             for record in read_metrics(self.directory(name) / METRICS_FILE):
-                if (parent := int(record["population/parent"])) != i:
+                if (parent := int(record.get("population/parent", i))) != i:
                     copies.setdefault(record["iteration"], []).append(f"{name} from {names[parent]}")
         return [f"  went on at iteration {iteration}: {', '.join(who)}" for iteration, who in sorted(copies.items())]
 
     def close(self) -> None:
+        """Save a checkpoint of each member; those that cannot be written are told and the others are."""
         for file, board in self._files:
-            file.close()
-            if board is not None:
-                board.close()
+            with suppress(OSError):  # what was written was flushed
+                file.close()
+                if board is not None:
+                    board.close()
         if self.state is None:
             return
         for i, (name, _) in enumerate(self.made):
-            own = member(self.state, i)
-            identity = {"experiment": self.config.experiment.rsplit(".", 1)[-1]}
-            checkpoints = Checkpointer(self.directory(name) / CHECKPOINTS, identity, keep_last=1)
             try:
-                checkpoints.save(int(own.iteration), own)
-                checkpoints.wait()
-            finally:
-                checkpoints.close()
+                self._save(name, member(self.state, i), self._newest[self.score][i])
+            except (OSError, CheckpointError) as error:
+                print(f"warning: no checkpoint of member {name}: {error}", file=sys.stderr)
+
+    def _save(self, name: str, own: Any, score: float) -> None:
+        identity = {"experiment": self.config.experiment.rsplit(".", 1)[-1]}
+        checkpoints = Checkpointer(self.directory(name) / CHECKPOINTS, identity, keep_last=1)
+        try:
+            checkpoints.save(int(own.iteration), own, score if math.isfinite(score) else None)
+            checkpoints.wait()
+        finally:
+            checkpoints.close()
 
 
 def build(config: Config) -> Experiment:
     """The population that a configuration describes, as one learner."""
-    if config.training.run_dir is None and config.training.resume is None:
-        raise InputError("run_dir must be given, for members have their directories in it (--training.run-dir)")
     made = settings(config)
     module = importlib.import_module(config.experiment)
     experiments = [module.build(own) for _, own in made]
-    score = config.score or made[0][1].training.best_metric
+    score = config.score or experiments[0].best_metric
+    best_metric = config.training.best_metric or score
     population = make_population([experiment.algorithm for experiment in experiments], config.pbt, score)
     keys = torch.stack([random.key(own.seed) for _, own in made])
     files = _Members(config, made, score)
@@ -261,7 +283,7 @@ def build(config: Config) -> Experiment:
         known = torch.where(metrics[score].isnan() | ~going, -torch.inf, metrics[score])
         best = known.max()
         summary["population/best"] = torch.where(best.isfinite(), best, torch.nan)
-        check_metric("best_metric", config.training.best_metric, summary, "--training.best-metric")
+        check_metric("best_metric", best_metric, summary, "--training.best-metric")
         files.write(state, metrics)
         return state, summary
 
@@ -269,9 +291,10 @@ def build(config: Config) -> Experiment:
     closers = [experiment.close for experiment in experiments if experiment.close is not None]
 
     def close() -> None:
-        files.close()
-        for closer in closers:
-            closer()
+        with ExitStack() as stack:
+            for closer in closers:
+                stack.callback(closer)
+            files.close()
 
     first = experiments[0]
 
@@ -289,6 +312,8 @@ def build(config: Config) -> Experiment:
         close,
         note if first.note is not None else None,
         files.summary,
+        best_metric,
+        files.begin,
     )
 
 
@@ -297,10 +322,12 @@ def config_of(arguments: Sequence[str]) -> type[Config]:
 
     A name that is no experiment is left to `build` to refuse.
     """
-    module = next((argument for argument in arguments if not argument.startswith("-")), "")
-    try:
-        own = config_class(module)().training
-    except (InputError, TypeError, AttributeError, ValueError):
+    for word in arguments:
+        if not word.startswith("-"):
+            with suppress(InputError, ImportError, TypeError, AttributeError, ValueError):
+                own = config_class(word)().training
+                break
+    else:
         return Config
     made = dataclasses.make_dataclass("Config", [("training", TrainingConfig, own)], bases=(Config,), frozen=True)
     made.__doc__ = Config.__doc__

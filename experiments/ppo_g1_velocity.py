@@ -7,7 +7,7 @@ from typing import Literal
 from algos.ppo import PPOConfig
 from experiments.cli import run
 from experiments.search_space import PPO_KL_SEARCH
-from experiments.walking import WalkingConfig, build_walking, ppo_learner, walking_ppo, walking_training
+from experiments.walking import WalkingConfig, build_walking, ppo_learner, walking_ppo
 from rlcore.env import Env, encoder_offset, observation_noise
 from rlcore.experiment import Experiment, TrainingConfig
 from rlcore.randomize import Randomization
@@ -37,7 +37,7 @@ class Config(WalkingConfig):
         )
     )
     ppo: PPOConfig = field(default_factory=lambda: walking_ppo(initial_std=0.8))
-    training: TrainingConfig = field(default_factory=lambda: walking_training(iterations=4000))
+    training: TrainingConfig = field(default_factory=lambda: TrainingConfig(iterations=4000))
 
 
 SEARCH = PPO_KL_SEARCH

@@ -22,7 +22,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from experiments.cli import command, interpreter, parse, progress_line
+from experiments.cli import command, interpreter, on_device_of, parse, progress_line
 from experiments.search_space import Space, flags, read_range
 from experiments.side_by_side import config_class, launch, thread_flags
 from rlcore.errors import InputError
@@ -128,11 +128,11 @@ class _Trial:
       score: the metric it is judged by.
     """
 
-    def __init__(self, config: Config, trial: Any, arguments: list[str], own: Any, threads: int) -> None:
+    def __init__(self, config: Config, trial: Any, arguments: list[str], own: Any, threads: int, score: str) -> None:
         self.config, self.trial = config, trial
         self.iterations = config.iterations or own.training.iterations
         self.limited = own.training.time_limit is not None
-        self.score = config.score or own.training.best_metric
+        self.score = score
         self.run_dir = config.output / f"trial-{trial.number:03}"
         self._log = config.output / f"{self.run_dir.name}.log"
         self.pruned = False
@@ -151,6 +151,7 @@ class _Trial:
     def _line(self, arguments: list[str], threads: int) -> list[str]:
         config = self.config
         training = ["--training.no-video", "--training.iterations", str(self.iterations)]
+        training += ["--training.best-metric" if config.seeds == 1 else "--score", self.score]
         place = ["--training.run-dir", str(self.run_dir)]
         # What has a checkpoint goes on from it; a run without one begins anew.
         checkpoints = self.run_dir / CHECKPOINTS
@@ -268,9 +269,10 @@ def _orphans(study: Any) -> list[Any]:
 
     found = []
     for frozen in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        sweep = frozen.user_attrs.get("sweep")
         if frozen.user_attrs.get("host") != socket.gethostname():
             continue
-        if "experiments.sweep" in _words(frozen.user_attrs["sweep"]):
+        if sweep is not None and "experiments.sweep" in _words(sweep):
             continue  # another sweep of the same study looks after it
         pid = frozen.user_attrs.get("pid")
         if pid is not None and f"trial-{frozen.number:03}" in _words(pid):
@@ -291,7 +293,7 @@ def _words(pid: int) -> str:
 
 
 def run_trials(
-    config: Config, study: Any, space: Space, tell: Callable[[str], None], progress: Callable[[str], None]
+    config: Config, study: Any, space: Space, score: str, tell: Callable[[str], None], progress: Callable[[str], None]
 ) -> bool:
     """Train until there are as many trials as were asked for; False if it was told to stop before.
 
@@ -299,6 +301,7 @@ def run_trials(
       config: the sweep.
       study: Optuna's.
       space: what is searched.
+      score: the metric that trials are judged by.
       tell: takes a line when something has happened.
       progress: takes what is going on now, many times a second.
     """
@@ -345,7 +348,7 @@ def run_trials(
                     continue
                 if asked:
                     break
-                running.append(_Trial(config, trial, arguments, own, threads))
+                running.append(_Trial(config, trial, arguments, own, threads, score))
                 if asked:
                     running[-1].stop()
                 tell(f"trial {trial.number}: {shlex.join(arguments)}")
@@ -371,6 +374,8 @@ def run_trials(
                 elif code or value is None:
                     why = one.error() if code else f"it has no {one.score}"
                     _end(study, one.trial, TrialState.FAIL, error=why)
+                    if "must be a metric of what is trained" in why:  # as it would be in all other trials
+                        raise InputError(f"score cannot be {score!r} (--score): {why.removeprefix('error: ')}")
                     tell(f"trial {one.trial.number} failed: {why}")
                 else:
                     _end(study, one.trial, TrialState.COMPLETE, value)
@@ -386,6 +391,18 @@ def _end(study: Any, trial: Any, state: Any, value: float | None = None, error: 
     if error is not None:
         trial.set_user_attr("error", error)
     study.tell(trial, value, state=state)
+
+
+def _own_score(config: Config) -> str:
+    """The metric that the experiment ranks its checkpoints by."""
+    own = parse(config_class(config.experiment), shlex.split(config.arguments), config.experiment)
+    if own.training.best_metric is not None:
+        return str(own.training.best_metric)
+    with on_device_of(own):
+        experiment = importlib.import_module(config.experiment).build(own)
+    if experiment.close is not None:
+        experiment.close()
+    return str(experiment.best_metric)
 
 
 def table(study: Any, space: Space) -> list[dict[str, Any]]:
@@ -455,7 +472,7 @@ def main(config: Config) -> None:
             progress("")
             print(text, flush=True)
 
-        whole = run_trials(config, study, space, tell, progress)
+        whole = run_trials(config, study, space, config.score or _own_score(config), tell, progress)
     rows = table(study, space)
     if rows:
         print("\n" + "\n".join(_lines(rows)))

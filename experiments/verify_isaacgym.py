@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from experiments.cli import parse
-from rlcore.errors import InputError
+from rlcore.errors import InputError, check_field
 from rlcore.physics.isaacgym import IsaacGymEngine
 from rlcore.physics.isaacgym_settings import Settings
 from rlcore.tree import map_leaves
@@ -122,6 +122,9 @@ class Config:
     """Share of the expected value by which a measured one may differ."""
     isaacgym: Settings = field(default_factory=Settings)
     """How Isaac Gym runs."""
+
+    def __post_init__(self) -> None:
+        check_field("--", self, "tolerance", 0 < self.tolerance < 1, "more than 0 and less than 1")
 
 
 class Check(NamedTuple):

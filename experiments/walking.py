@@ -86,12 +86,6 @@ def ppo_learner(settings: PPOConfig) -> Learner:
     return lambda env, randomize, symmetry: make_ppo(env, settings, randomize, symmetry)
 
 
-def walking_training(iterations: int) -> TrainingConfig:
-    """As many iterations, and checkpoints ranked by how far robots are in the curriculum: a return starts anew with
-    each stage."""
-    return TrainingConfig(iterations=iterations, best_metric="env/curriculum_progress")
-
-
 def build_walking(
     config: WalkingConfig,
     make_task: Callable[..., Env],
@@ -125,4 +119,6 @@ def build_walking(
     randomize = make_randomizer(env, config.randomization) if changes else None
     algorithm = learner(auto_reset(env), randomize, symmetry(env))
     whole = task(config.episode_seconds, config.push_interval, ())
-    return Experiment(env, whole, algorithm, filmed(whole, algorithm), recorded_faults)
+    # A return starts anew with each stage of a curriculum.
+    best = "env/curriculum_progress" if config.curriculum else "episode/return"
+    return Experiment(env, whole, algorithm, filmed(whole, algorithm), recorded_faults, best_metric=best)

@@ -536,7 +536,7 @@ def action_saturation(h: History) -> Finding | None:
     """More than 45 % of actions at their bounds (healthy: up to 15 %, of motors that run as fast as they can), in a run
     that does not get better by it: where it does, the best control may be bang-bang."""
     name = "policy/saturation"
-    if h.iterations < MIN_ITERATIONS or not h.has(name) or h.late(name) < 0.45 or _rising(h):
+    if not _learning_long(h) or not h.has(name) or h.late(name) < 0.45 or _rising(h):
         return None
     return Finding(
         "action saturation",
@@ -576,10 +576,10 @@ def normalizer_drift(h: History) -> Finding | None:
     """An observation whose mean stays more than 1.2 running deviations away from its running mean: one that grows
     evenly is 1.7 away for ever (healthy: below 0.5 soon)."""
     name = "observations/drift"
-    if h.iterations < 2 * MIN_ITERATIONS or not h.has(name):
+    if h.iterations < 3 * MIN_ITERATIONS or not h.has(name):
         return None
     # A policy that learns fast sees new observations for a while, which its running mean catches up with.
-    if float(np.nanmedian(h.get(name)[-max(MIN_ITERATIONS, h.iterations // 2) :])) < 1.2:
+    if float(np.nanmedian(h.get(name)[-max(MIN_ITERATIONS, 2 * h.iterations // 3) :])) < 1.2:
         return None
     return Finding(
         "normalizer drift",

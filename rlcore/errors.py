@@ -11,6 +11,10 @@ class InputError(ValueError):
     """
 
 
+class EngineFailed(RuntimeError):
+    """A simulator that works in another process, or with memory of its own, cannot go on. Its message is one line."""
+
+
 def check_field(prefix: str, config: Any, name: str, valid: bool, what: str) -> None:
     """Raise InputError unless the field `name` of `config` is `valid`; `prefix` is that of its flag, as `--ppo.`."""
     if not valid:

@@ -62,6 +62,10 @@ class Experiment(NamedTuple):
     """What a person should know before training begins, such as how much memory it takes; may raise InputError."""
     summary: Callable[[], str] | None = None
     """What a person should see when training has stopped, such as how a population's members did; may be empty."""
+    best_metric: str = "episode/return"
+    """The metric whose highest value marks the best checkpoint, where a user asks for no other."""
+    begin: Callable[[Path], None] | None = None
+    """Told the run's directory, once it is there and before the first update."""
 
 
 @dataclass(frozen=True)
@@ -80,8 +84,9 @@ class TrainingConfig:
     """Iterations between checkpoints; there is always one at the end."""
     keep_last: int = 3
     """How many of the newest checkpoints to keep; the best one is kept besides."""
-    best_metric: str = "episode/return"
-    """The metric whose highest value marks the best checkpoint; while none has a value, the newest is the best."""
+    best_metric: str | None = None
+    """The metric whose highest value marks the best checkpoint, by default the experiment's own; while none has a
+    value, the newest is the best."""
     log_every: float = 10.0
     """Seconds between console lines where the output is not a terminal."""
     torch_threads: int = 0

@@ -280,7 +280,7 @@ def plot_members(run_dir: Path, members: Sequence[str]) -> Path | None:
     steps = [record["env_steps"] for record in records[0]]
     names = list(dict.fromkeys(name for record in records[0] for name in record if "/" in name))
     shown = [name for panel in learning_panels(names) for name in panel.names if name.startswith(_OF_MEMBERS)]
-    shown += [name for name in names if name.startswith("population/")]
+    shown += [name for name in names if name.startswith("population/") and name != "population/parent"]
     panels, curves = list[Panel](), list[list[list[float]]]()
     for name in shown:
         columns = [_column(one, name) for one in records]

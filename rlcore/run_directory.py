@@ -7,6 +7,8 @@
     faults/              what environments looked like when they went wrong
     learning_curves.png  video.mp4
 
+A population has its members' directories besides, members.png, and best, a link to the best one.
+
 An existing run is never overwritten: a new run needs a new directory, and a resume says so.
 """
 

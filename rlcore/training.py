@@ -21,7 +21,7 @@ from torch import Tensor
 from rlcore import run_directory
 from rlcore.checkpoint import Checkpointer, CheckpointError, tree_bytes
 from rlcore.doctor import Watch
-from rlcore.errors import InputError
+from rlcore.errors import EngineFailed, InputError
 from rlcore.experiment import MUST_BE_FINITE, Algorithm, Experiment, Fault, TrainingConfig
 from rlcore.interrupt import stop_requests
 from rlcore.metrics import (
@@ -100,10 +100,12 @@ def train(
 
     Raises:
       InputError: if the run cannot begin; nothing was written then.
-      TrainingFailed: if a loss or parameter is not finite, or the disk refuses. Checkpoints are kept.
+      TrainingFailed: if a loss or parameter is not finite, the disk refuses, or a simulator in another process ends or
+        hangs. Checkpoints are kept.
     """
     use_threads(config.torch_threads)
     resuming = config.resume is not None
+    best_metric = config.best_metric or experiment.best_metric
     run_dir = config.resume or config.run_dir or run_directory.default_run_dir(record.experiment, record.seed)
     console = console or Console(record.experiment, config.iterations, config.log_every)
     with ExitStack() as stack:
@@ -114,15 +116,17 @@ def train(
         state = experiment.algorithm.init(key)
         # The newest ones, the best one, and one that is being written before another is deleted.
         run_directory.check_space(run_dir, (1 if resuming else config.keep_last + 2) * tree_bytes(state))
-        state, checkpoints = _begin(run_dir, state, config, record, console.message)
+        state, checkpoints = _begin(run_dir, state, config, best_metric, record, console.message)
         stack.callback(_quietly, checkpoints.close)
         try:
             with _writing(run_dir):
                 outputs = _Outputs.open(run_dir, config, int(state.iteration), checkpoints, console)
             stack.callback(_quietly, outputs.close)
+            if experiment.begin is not None:
+                experiment.begin(run_dir)
             with stop_requests() as asked:
-                state, stopped = _loop(experiment.algorithm, state, config, outputs, faults, asked)
-                _save(outputs, state, config.best_metric)
+                state, stopped = _loop(experiment.algorithm, state, config, best_metric, outputs, faults, asked)
+                _save(outputs, state, best_metric)
                 checkpoints.wait()
                 if (last := int(state.iteration)) not in checkpoints.steps():
                     raise _NotWritten(f"the checkpoint of iteration {last} could not be written")
@@ -137,18 +141,28 @@ def train(
                 "run would fail in the same way again: start one with a smaller learning rate, and see "
                 f"whether environments went wrong ({run_dir / run_directory.FAULTS})"
             ) from None
+        except EngineFailed as error:
+            raise TrainingFailed(
+                f"{error}; the last good checkpoint is iteration {_newest(checkpoints)}. To go on: "
+                f"{_resume(record, run_dir)}"
+            ) from error
         except (_NotWritten, CheckpointError) as error:
             raise TrainingFailed(
                 f"{error}; the last good checkpoint is iteration {_newest(checkpoints)}. Free space, then go "
                 f"on with: {_resume(record, run_dir)}"
             ) from error
         console.close()
-        _finish(outputs, state, stopped, config, record, render)
+        _finish(outputs, state, stopped, config, best_metric, record, render)
     return TrainingResult(state, run_dir, stopped)
 
 
 def _begin(
-    run_dir: Path, state: Any, config: TrainingConfig, record: RunRecord, say: Callable[[str], None]
+    run_dir: Path,
+    state: Any,
+    config: TrainingConfig,
+    best_metric: str,
+    record: RunRecord,
+    say: Callable[[str], None],
 ) -> tuple[Any, Checkpointer]:
     """The state to begin with, and the run's checkpoints: config.json and a first checkpoint are on disk."""
     identity = {"experiment": record.experiment}
@@ -166,6 +180,9 @@ def _begin(
                     "(--training.iterations); to train as long again: "
                     f"{_resume(record, run_dir)} --training.iterations {2 * iteration}"
                 )
+            metrics = run_dir / METRICS_FILE
+            if known := read_metrics(metrics)[-1:] if metrics.exists() else []:
+                _check_best_metric(best_metric, known[0])
             threads = torch.get_num_threads()
             for change in run_directory.write_record(run_dir, record, threads, resumed_at=iteration):
                 say(f"note: {change}; numbers may differ in their last bits")
@@ -231,6 +248,7 @@ def _loop(
     algorithm: Algorithm,
     state: Any,
     config: TrainingConfig,
+    best_metric: str,
     outputs: _Outputs,
     faults: Callable[[], Iterable[Fault]] | None,
     asked: list[str],
@@ -257,13 +275,14 @@ def _loop(
         iteration, env_steps, values = _read(state, metrics)
         if iteration != before + 1:
             raise ValueError(f"update must add 1 to iteration, but it went from {before} to {iteration}")
-        check_metric("best_metric", config.best_metric, values, "--training.best-metric")
         now = time.monotonic()
         elapsed = now - began
         values["time/iteration_seconds"] = now - tick
         values["time/env_steps_per_second"] = (env_steps - steps_before) / max(now - tick, 1e-9)
         values["time/elapsed_seconds"] = earlier + elapsed
         values |= shares(drain_seconds(), now - tick)
+        if before == first:
+            _check_best_metric(best_metric, values)
         with _writing(outputs.run_dir):
             outputs.metrics.write(iteration, env_steps, values)
             if outputs.board is not None:
@@ -284,7 +303,11 @@ def _loop(
         if config.time_limit is not None and elapsed >= config.time_limit:
             return state, "time limit"
         if iteration % config.checkpoint_every == 0:
-            _save(outputs, state, config.best_metric)
+            _save(outputs, state, best_metric)
+
+
+def _check_best_metric(name: str, metrics: Iterable[str]) -> None:
+    check_metric("best_metric", name, (m for m in metrics if "/" in m), "--training.best-metric")
 
 
 def _look(watch: Watch, record: Mapping[str, Any]) -> list[str]:
@@ -320,6 +343,7 @@ def _finish(
     state: Any,
     stopped: str,
     config: TrainingConfig,
+    best_metric: str,
     record: RunRecord,
     render: Callable[[Any, Path], None] | None,
 ) -> None:
@@ -328,9 +352,10 @@ def _finish(
     lines = []
     best = checkpoints.best_step()
     if best is not None:
-        score, metric = checkpoints.score(best), config.best_metric
-        reason = f"merely the newest: none has a value of {metric}"
-        lines.append(f"best checkpoint: iteration {best}, " + (reason if score is None else f"{metric} {score:.4g}"))
+        score = checkpoints.score(best)
+        unknown = f"merely the newest: none has a value of {best_metric}"
+        reason = unknown if score is None else f"{best_metric} {score:.4g}"
+        lines.append(f"best checkpoint: iteration {best}, {reason}")
     try:
         if curves := plot_learning_curves(run_dir):
             lines.append(f"learning curves: {curves}")

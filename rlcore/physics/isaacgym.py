@@ -40,7 +40,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlcore.errors import InputError
+from rlcore.errors import EngineFailed, InputError
 from rlcore.jit import one_thread
 from rlcore.physics import isaacgym_model as layout
 from rlcore.physics import isaacgym_sensors as sensing
@@ -252,7 +252,7 @@ class Server:
             self.close()
             if answer["refused"]:
                 raise InputError(f"{answer['error']} (--physics isaacgym)")
-            raise RuntimeError(f"the Isaac Gym server failed in {what}: {answer['error']}; it printed: {words}")
+            raise EngineFailed(f"the Isaac Gym server failed in {what}: {answer['error']}; it printed: {words}")
         return dict(answer)
 
     def _read(self, size: int) -> bytes:
@@ -264,11 +264,11 @@ class Server:
             parts += part
         return parts
 
-    def _hung(self, timeout: float, what: str) -> RuntimeError:
+    def _hung(self, timeout: float, what: str) -> EngineFailed:
         self.close()
-        return RuntimeError(f"the Isaac Gym server did not answer within {timeout:g} s of {what}, and was ended")
+        return EngineFailed(f"the Isaac Gym server did not answer within {timeout:g} s of {what}, and was ended")
 
-    def _gone(self, what: str) -> RuntimeError:
+    def _gone(self, what: str) -> EngineFailed:
         try:
             code = self.process.wait(10.0)
             how = f"by signal {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
@@ -276,7 +276,7 @@ class Server:
             how = "its talk"
         words = self.last_words()
         self.close()
-        return RuntimeError(f"the Isaac Gym server ended {how} in {what}{': ' + words if words else ''}")
+        return EngineFailed(f"the Isaac Gym server ended {how} in {what}{': ' + words if words else ''}")
 
     def last_words(self) -> str:
         """The end of what the server printed, in one line."""

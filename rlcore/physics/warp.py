@@ -25,7 +25,7 @@ import torch
 import warp
 from torch import Tensor
 
-from rlcore.errors import InputError
+from rlcore.errors import EngineFailed, InputError
 from rlcore.jit import tracing
 from rlcore.physics.engine import (
     FAULT_ACTION,
@@ -226,7 +226,7 @@ class WarpEngine(ModelEngine):
         self._tell_log()
         if bool(self._overflow):
             self._overflow.zero_()
-            raise RuntimeError(
+            raise EngineFailed(
                 f"the memory for contacts, {self.max_contacts} for each robot on average, was too small, and contacts "
                 "were left out: give WarpEngine a larger max_contacts"
             )

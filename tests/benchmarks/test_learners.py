@@ -113,14 +113,17 @@ def test_whole_commands_are_compared_member_for_member(monkeypatch):
 
     monkeypatch.setattr(population.subprocess, "run", run)
     monkeypatch.setattr(population.time, "perf_counter", lambda: float(next(clock)))
-    config = population.Config(("--ppo.clip", "0.1"), members=4, commands=3)
+    config = population.Config(("--ppo.clip", "0.1", "--physics=warp"), members=4, commands=3)
     timed = population.time_commands(config)
     assert timed["seconds"] == {"population": [6.0] * 3, "one run": [2.0] * 3}
     assert timed["ratio"]["median"] == pytest.approx(4 * 2 / 6)
     whole, single = ran[-2:]
     assert whole[:2] == ["experiments.population", "experiments.ppo_cartpole"]
     assert whole[2:6] == ["--seeds", "4", "--members", "member: --ppo.clip 0.1"]
-    assert single[:5] == ["experiments.ppo_cartpole", "--ppo.clip", "0.1", "--seed", "2"]
+    assert whole[6:8] == ["--physics", "warp"]
+    assert single[:6] == ["experiments.ppo_cartpole", "--ppo.clip", "0.1", "--physics=warp", "--seed", "2"]
     monkeypatch.setattr(population.subprocess, "run", lambda line, **_: subprocess.CompletedProcess(line, 2, "", "no"))
     with pytest.raises(InputError, match="failed: no"):
         population.time_commands(config)
+    with pytest.raises(InputError, match=r"cannot have --seed, --training\.iterations"):
+        population.Config(("--training.iterations=3", "--seed", "1"))

@@ -17,6 +17,7 @@ from rlcore import random
 from rlcore.errors import InputError
 from rlcore.experiment import TrainingConfig
 from rlcore.metrics import METRICS_FILE, read_metrics
+from rlcore.run_directory import read_record
 
 
 def test_members_are_named_settings_with_seeds_of_their_own():
@@ -26,8 +27,9 @@ def test_members_are_named_settings_with_seeds_of_their_own():
     assert [own.seed for own in made.values()] == [5, 6, 5, 6]
     assert [own.ppo.learning_rate for own in made.values()] == [1e-4, 1e-4, 1e-3, 1e-3]
     assert {own.ppo.clip for own in made.values()} == {0.1}
-    ((name, own),) = settings(Config("experiments.ppo_cartpole", ("one: --seed 7",)))
-    assert (name, own.seed) == ("one", 7)
+    for text in ("one: --seed 7", "one: --seed=7"):
+        ((name, own),) = settings(Config("experiments.ppo_cartpole", (text,)))
+        assert (name, own.seed) == ("one", 7)
 
 
 def test_what_is_compiled_must_be_the_same(tmp_path, key):
@@ -35,8 +37,19 @@ def test_what_is_compiled_must_be_the_same(tmp_path, key):
     population = build(Config("experiments.ppo_cartpole", lines, training=TrainingConfig(run_dir=tmp_path / "run")))
     with pytest.raises(InputError, match=r"wide differs from small in ppo.policy_layers \(--ppo.policy-layers\)"):
         population.algorithm.init(key())
-    with pytest.raises(InputError, match="run_dir must be given"):
-        build(Config("experiments.ppo_cartpole"))
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("a: --training.iterations 3", "--training.iterations is for all members"),
+        ("a: --physics=warp --isaacgym.gpu 1", "--isaacgym.gpu, --physics is for all members"),
+        ("a: --seed=5", "--seed of a cannot be beside --seeds 2"),
+    ],
+)
+def test_what_members_cannot_have_is_refused(line, told):
+    with pytest.raises(InputError, match=told):
+        settings(Config("experiments.ppo_cartpole", (line,), seeds=2))
 
 
 @pytest.mark.parametrize("name", ["best", "checkpoints", "tensorboard", ".", "..", "a.b"])
@@ -49,6 +62,7 @@ def test_members_are_told_the_best_first_and_those_that_are_stuck_last(tmp_path)
     lines = ("low: --ppo.clip 0.1", "unknown:", "high:", "stuck:")
     config = Config("experiments.ppo_cartpole", lines, training=TrainingConfig(run_dir=tmp_path))
     members = _Members(config, settings(config), "episode/return")
+    members.begin(tmp_path)
     assert members.summary() == ""
     for name in ("low", "unknown", "high", "stuck"):
         (tmp_path / name).mkdir()
@@ -72,8 +86,7 @@ def test_members_are_compared_by_what_the_experiment_is_judged_by(tmp_path):
     lines = ("*: --num-threads 1 --ppo.num-envs 2 --ppo.num-steps 1 --ppo.num-epochs 1 --ppo.num-minibatches 1", "one:")
     (tmp_path / "run").mkdir()  # as training has it before the first update
     training = TrainingConfig(run_dir=tmp_path / "run")
-    long = (lines[0], "one: --training.best-metric episode/length")
-    population = build(Config("experiments.ppo_cartpole", long, training=training))
+    population = build(Config("experiments.ppo_cartpole", lines, score="episode/length", training=training))
     _, metrics = population.algorithm.update(population.algorithm.init(random.key(0)))
     assert population.summary is not None and population.summary().startswith("members, by episode/length:")
     assert torch.allclose(metrics["population/best"], metrics["episode/length"], equal_nan=True)
@@ -88,6 +101,8 @@ def test_training_is_as_long_as_that_of_the_experiment_unless_told():
     assert config_of(["--seeds", "2", "experiments.nothing"]) is Config
     assert config_of(["experiments.doctor"]) is Config
     made = parse(config_of(["experiments.ppo_cartpole"]), ["experiments.ppo_cartpole", "--seeds", "2"], "population")
+    flags_first = config_of(["--seeds", "2", "--members", "a:", "experiments.ppo_cartpole"])
+    assert flags_first("experiments.ppo_cartpole").training == own
     assert isinstance(made, Config) and made.seeds == 2 and made.training.iterations == own.iterations
 
 
@@ -114,17 +129,7 @@ def test_a_metric_that_there_is_not_ends_the_run_at_once_and_nothing_is_left(wro
 def test_who_went_on_from_whom_is_told(tmp_path, capsys):
     run_dir = tmp_path / "run"
     members = [TINY.replace("num-envs 2", "num-envs 4").replace("num-steps 1", "num-steps 64"), "a:"]
-    line = [
-        "experiments.ppo_cartpole",
-        "--members",
-        *members,
-        "--seeds",
-        "2",
-        "--pbt.interval",
-        "2",
-        "--pbt.fraction",
-        "0.5",
-    ]
+    line = ["experiments.ppo_cartpole", "--members", *members, "--seeds", "2", "--training.torch-threads", "1"]
     line += ["--pbt.interval", "2", "--pbt.fraction", "0.5", "--training.iterations", "2", "--training.no-video"]
     run(Config, build, [*line, "--training.run-dir", str(run_dir)])
     told = capsys.readouterr().out
@@ -166,6 +171,7 @@ def test_members_are_runs_to_look_at_and_the_population_goes_on(tmp_path, capsys
         with pytest.raises(SystemExit):
             run(CartpoleConfig, build_cartpole, ["--training.resume", str(place), "--training.iterations", "6"])
         assert "is a member of the population" in capsys.readouterr().err
+    assert len(read_record(run_dir / "slow")["resumed"]) == 1
     shutil.copytree(run_dir / "slow", tmp_path / "alone")
     run(CartpoleConfig, build_cartpole, ["--training.resume", str(tmp_path / "alone"), "--training.iterations", "6"])
     assert read_metrics(tmp_path / "alone" / METRICS_FILE)[-1]["iteration"] == 6

@@ -81,6 +81,15 @@ def test_input_that_cannot_work_is_one_line(tmp_path, capsys, arguments, words):
     assert stop.value.code == 2 and words in err and err.count("\n") == 1
 
 
+def test_a_score_that_there_is_not_ends_the_sweep_at_its_first_trial(tmp_path, capsys):
+    arguments = ["--score", "episode/retrun", "--trials", "3", "--arguments=--ppo.num-envs 2 --ppo.num-steps 32"]
+    with pytest.raises(SystemExit) as stop:
+        command(Config, main, ["experiments.ppo_cartpole", "--output", str(tmp_path), *arguments])
+    told = capsys.readouterr()
+    assert stop.value.code == 2 and "did you mean episode/return" in told.err and told.err.count("\n") == 1
+    assert told.out.count("trial") == 1 and not (tmp_path / "trial-000").exists()
+
+
 @pytest.mark.slow
 def test_a_sweep_that_is_killed_goes_on_and_one_setting_that_cannot_be_is_told(tmp_path):
     arguments = ["experiments.ppo_cartpole", "--output", str(tmp_path), "--trials", "3", "--iterations", "6"]
@@ -95,6 +104,7 @@ def test_a_sweep_that_is_killed_goes_on_and_one_setting_that_cannot_be_is_told(t
     first.wait()
     ended = subprocess.run(line, capture_output=True, text=True, timeout=240)
     assert ended.returncode == 0, ended.stderr
+    assert "going on with 1 trials of before, of which 1 go on where they stopped" in ended.stdout
     with (tmp_path / "sweep.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 3

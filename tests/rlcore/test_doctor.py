@@ -116,6 +116,8 @@ def test_an_illness_is_named(name, changes):
 
 def test_control_that_is_best_at_its_bounds_is_no_illness():
     assert diagnose(records(policy__saturation=0.9 * RAMP)) == []
+    full = records(policy__saturation=np.full(ITERATIONS, 0.9))
+    assert [diagnose(full[:count]) for count in (20, 30, 39, 60)] == [[]] * 4
 
 
 def test_values_of_returns_that_are_all_alike_explain_nothing_and_are_right():
@@ -124,8 +126,8 @@ def test_values_of_returns_that_are_all_alike_explain_nothing_and_are_right():
 
 
 def test_new_observations_of_a_policy_that_learns_fast_are_no_drift():
-    young = records(observations__drift=np.where(np.arange(ITERATIONS) < 22, 2.0, 0.2))
-    assert diagnose(young[:45]) == []
+    young = records(observations__drift=np.where(np.arange(ITERATIONS) < 35, 2.0, 0.2))
+    assert [diagnose(young[:count]) for count in (40, 50, 60, 80)] == [[]] * 4
 
 
 def test_signs_of_a_collapse_get_no_advice_of_their_own():
@@ -137,7 +139,8 @@ def test_signs_of_a_collapse_get_no_advice_of_their_own():
 
 
 def test_a_deviation_that_has_grown_is_no_lack_of_exploration():
-    (found,) = diagnose(records(episode__return=FLAT, policy__std=0.05 + 50 * RAMP))
+    std = np.where(np.arange(ITERATIONS) < 10, 0.05, 50 * RAMP)
+    (found,) = diagnose(records(episode__return=FLAT, policy__std=std))
     assert found.name == "slow convergence" and "explore" not in found.cause
 
 

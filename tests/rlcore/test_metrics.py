@@ -5,6 +5,8 @@ import os
 
 import pytest
 
+from rlcore import metrics
+from rlcore.errors import InputError
 from rlcore.metrics import (
     CURVES_FILE,
     METRICS_FILE,
@@ -226,3 +228,31 @@ def test_moving_averages_skip_gaps_and_shrink_at_the_ends():
     assert smooth[:3] == pytest.approx([0.0, (0 + 1 + 4) / 3, (0 + 1 + 4 + 9 + 16) / 5])
     assert smooth[60] == pytest.approx((58**2 + 59**2 + 61**2 + 62**2) / 4)
     assert smooth[-1] == 120**2 and all(map(math.isnan, _smooth([math.nan] * 3)))
+
+
+def test_members_are_drawn_side_by_side_as_far_as_all_have_come(tmp_path, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(
+        metrics, "_draw", lambda axes, panel, steps, curves: drawn.update({panel.title: (panel, curves)})
+    )
+    assert metrics.plot_members(tmp_path, ["a", "b"]) is None
+    for name, count in (("a", 3), ("b", 2)):
+        (tmp_path / name).mkdir()
+        file = MetricsFile(tmp_path / name / METRICS_FILE)
+        for i in range(count):
+            values = {"episode/return": float(i), "loss/value": 1.0, "population/clip": 0.1 if name == "a" else 0.2}
+            file.write(i + 1, 10 * i, {**values, "population/parent": 0.0})
+        file.close()
+    path = metrics.plot_members(tmp_path, ["a", "b"])
+    assert path is not None and path.read_bytes().startswith(b"\x89PNG")
+    assert list(drawn) == ["episode/return", "clip"]  # what is the same for all has no picture, nor have parents
+    assert drawn["clip"][1] == [[0.1, 0.1], [0.2, 0.2]]
+    assert [panel.legend for panel, _ in drawn.values()] == [True, False]
+
+
+def test_a_metric_that_there_is_not_is_told_with_those_near_it():
+    metrics.check_metric("score", "loss/value", ["loss/value"], "--score")
+    with pytest.raises(InputError, match=r"got 'value'; did you mean loss/value\? \(--score\)"):
+        metrics.check_metric("score", "value", ["loss/value", "episode/return"], "--score")
+    with pytest.raises(InputError, match=r"got 'x': there are a/b, c/d \(--score\)"):
+        metrics.check_metric("score", "x", ["c/d", "a/b"], "--score")

@@ -15,7 +15,7 @@ import torch
 
 from rlcore import random
 from rlcore.checkpoint import Checkpointer
-from rlcore.errors import InputError
+from rlcore.errors import EngineFailed, InputError
 from rlcore.experiment import TrainingConfig
 from rlcore.metrics import Console, read_metrics
 from rlcore.training import RunRecord, TrainingFailed, train
@@ -210,6 +210,46 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_spares_checkpoints(tmp_path
     assert "\n" not in str(caught.value)
     assert stored_steps(tmp_path / "run") == [0, 4]
     assert records(tmp_path / "run")[-1]["loss/value"] is None
+
+
+def test_a_best_metric_that_there_is_not_is_told_and_nothing_is_left(tmp_path):
+    run_dir = tmp_path / "runs" / "one"
+    with pytest.raises(InputError, match=r"best_metric must be .* got 'return'; did you mean episode/return\?"):
+        go(training(run_dir, iterations=3, best_metric="return"))
+    assert not run_dir.parent.exists()
+    go(training(run_dir, iterations=3, best_metric="time/env_steps_per_second"))
+    before = (run_dir / "config.json").read_bytes()
+    with pytest.raises(InputError, match="did you mean episode/return"):
+        go(resumed(run_dir, iterations=5, best_metric="return"))
+    assert (run_dir / "config.json").read_bytes() == before
+    result, _ = go(resumed(run_dir, iterations=5))
+    assert int(result.state.iteration) == 5
+
+
+def test_an_experiment_says_what_it_is_judged_by_and_is_told_where_it_runs(tmp_path):
+    told: list[Path] = []
+    experiment = regression.build(regression.Config())._replace(best_metric="episode/fall_rate", begin=told.append)
+    _, shown = go(training(tmp_path / "run", iterations=3), experiment=experiment)
+    assert "episode/fall_rate" in shown and told == [tmp_path / "run"]
+    _, shown = go(training(tmp_path / "other", iterations=3, best_metric="loss/value"), experiment=experiment)
+    assert "loss/value" in shown and "episode/fall_rate" not in shown.split("best checkpoint")[1]
+
+
+def test_a_simulator_that_ends_is_told_with_the_way_back(tmp_path):
+    experiment = regression.build(regression.Config())
+
+    def update(state):
+        if int(state.iteration) == 5:
+            raise EngineFailed("the simulator ended by signal SIGABRT in a step")
+        return experiment.algorithm.update(state)
+
+    broken = experiment._replace(algorithm=experiment.algorithm._replace(update=update))
+    with pytest.raises(TrainingFailed) as error:
+        go(training(tmp_path, iterations=8), experiment=broken)
+    assert str(error.value) == (
+        "the simulator ended by signal SIGABRT in a step; the last good checkpoint is iteration 4. To go on: "
+        f"python -m regression --training.resume {tmp_path}"
+    )
 
 
 def test_broken_parameters_are_never_saved(tmp_path):

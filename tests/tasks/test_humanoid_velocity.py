@@ -141,6 +141,9 @@ def test_training_differs_from_evaluation_as_the_experiment_says():
             ppo=small,
         )
     )
+    # What ranks checkpoints is among what training tells, with a curriculum and without.
+    assert experiment.best_metric == "env/curriculum_progress"
+    assert build(Config(num_threads=1, curriculum=False, ppo=small)).best_metric == "episode/return"
     trained, evaluated = experiment.env.spec, experiment.evaluation_env.spec
     assert (trained.episode_steps, evaluated.episode_steps) == (50, 1000)
     assert {"action_delay", "curriculum"} <= set(trained.wrappers) and not {"action_delay", "curriculum"} & set(

@@ -22,7 +22,7 @@ import torch
 from torch.func import vmap
 
 from experiments import verify_isaacgym
-from rlcore.errors import InputError
+from rlcore.errors import EngineFailed, InputError
 from rlcore.metrics import read_metrics
 from rlcore.physics import engines
 from rlcore.physics import isaacgym as bridge
@@ -528,7 +528,7 @@ def test_a_killed_server_is_told_of_and_the_next_step_starts_another(python):
 def test_a_crash_or_a_hang_is_one_line(python, monkeypatch, fault, words):
     monkeypatch.setenv("ISAACGYM_STANDIN_FAULT", fault)
     engine = cartpole(python, step_timeout=3.0)
-    with pytest.raises(RuntimeError, match=words) as error:
+    with pytest.raises(EngineFailed, match=words) as error:
         engine.step({}, engine.initial(torch.zeros(2), torch.zeros(2)), noise(1), substeps=2)
     assert "\n" not in str(error.value)
     monkeypatch.delenv("ISAACGYM_STANDIN_FAULT")
