@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -22,18 +23,25 @@ TINY = [
 ]
 
 
+class Ended(NamedTuple):
+    returncode: str | int | None
+    stdout: str
+    stderr: str
+
+
 @pytest.fixture
 def program(capsys):
     """A program of the experiments, run in this process: how it ended and what it printed."""
 
     def run(name, *arguments):
-        module, code = importlib.import_module(f"experiments.{name}"), 0
+        module = importlib.import_module(f"experiments.{name}")
+        code: str | int | None = 0
         capsys.readouterr()
         try:
             command(module.Config, module.main, [str(argument) for argument in arguments])
         except SystemExit as stop:
             code = stop.code
-        return subprocess.CompletedProcess(name, code, *capsys.readouterr())
+        return Ended(code, *capsys.readouterr())
 
     return run
 
