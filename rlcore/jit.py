@@ -210,6 +210,9 @@ def _transformed(leaves: list[Any]) -> bool:
 
 def _record(fn: Callable[..., Any], leaves: list[Any], structure: Any) -> _Recording:
     # Tracing machinery takes a second to import, and only what runs needs it.
+    from torch._guards import TracingContext
+    from torch._guards import tracing as fx_tracing
+    from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.fx.experimental.proxy_tensor import make_fx
 
     places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
@@ -224,7 +227,10 @@ def _record(fn: Callable[..., Any], leaves: list[Any], structure: Any) -> _Recor
         out_structure[:] = [spec]
         return outputs
 
-    with torch.no_grad(), _recording():
+    # What every node's value looks like is noted as a fake tensor. Where no mode for these is in force, torch makes one
+    # for each, which takes as long as the rest of tracing.
+    noted = fx_tracing(TracingContext(FakeTensorMode(allow_fallback_kernels=True)))
+    with torch.no_grad(), _recording(), noted:
         # Tracing tells tensors apart by identity: one tensor given for two arguments would be recorded as one
         # argument, and replayed so when they differ.
         graph = make_fx(flat, tracing_mode="real")(*(leaves[place].detach() for place in places))

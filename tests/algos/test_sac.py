@@ -303,7 +303,7 @@ def test_it_learns_to_balance_a_pole():
     experiment = build(Config(num_threads=1))
     learner = experiment.algorithm
     state = learner.init(random.key(0))
-    for _ in range(450):
+    for _ in range(130):
         state, _ = learner.update(state)
     episodes = evaluate(experiment.evaluation_env, lambda obs: learner.act(state, obs, None), random.key(1), 32)
     assert float(episodes.returns.mean()) > 450

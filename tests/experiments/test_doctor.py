@@ -31,7 +31,8 @@ def test_a_learning_rate_of_one_collapses_and_is_told_while_training(tmp_path, c
 
 @pytest.mark.slow
 def test_a_cost_that_is_paid_for_makes_walking_unstable(tmp_path):
-    arguments = ("--training.iterations", "60", "--ppo.num-envs", "64", "--reward-weights", "action_rate", "1.0")
+    small = ("--ppo.num-envs", "64", "--ppo.policy-layers", "64", "64", "--ppo.value-layers", "64", "64")
+    arguments = ("--training.iterations", "60", *small, "--reward-weights", "action_rate", "1.0")
     told = found(train(tmp_path, ppo_humanoid_velocity, *arguments))
     assert list(told) == ["unstable walking"]
     assert "--reward-weights action_rate -WEIGHT" in told["unstable walking"].advice

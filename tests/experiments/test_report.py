@@ -1,14 +1,16 @@
 """The report of a walking policy: a page that stands alone, figures beside it, and mistakes told before any work."""
 
+import importlib
 import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
 from experiments import ppo_cartpole
-from experiments.cli import to_json
+from experiments.cli import command, to_json
 from experiments.report import Config
 from rlcore.errors import InputError
 from rlcore.run_directory import RunRecord, write_record
@@ -21,21 +23,35 @@ TINY = [
 ]
 
 
-def program(name, *arguments):
-    return subprocess.run(
-        [sys.executable, "-m", f"experiments.{name}", *map(str, arguments)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+class Ended(NamedTuple):
+    returncode: str | int | None
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def program(capsys):
+    """A program of the experiments, run in this process: how it ended and what it printed."""
+
+    def run(name, *arguments):
+        module = importlib.import_module(f"experiments.{name}")
+        code: str | int | None = 0
+        capsys.readouterr()
+        try:
+            command(module.Config, module.main, [str(argument) for argument in arguments])
+        except SystemExit as stop:
+            code = stop.code
+        return Ended(code, *capsys.readouterr())
+
+    return run
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """The directory of a run and what its training printed."""
     path = tmp_path_factory.mktemp("runs") / "velocity"
-    done = program("ppo_humanoid_velocity", *TINY, "--training.run-dir", path)
+    line = [sys.executable, "-m", "experiments.ppo_humanoid_velocity", *TINY, "--training.run-dir", str(path)]
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return path, done.stdout
 
@@ -51,7 +67,7 @@ def test_training_names_the_report_of_a_task_with_commands(trained):
     assert f"  {python} -m experiments.report {run_dir}\n" in printed
 
 
-def test_a_policy_is_measured_under_one_command(run_dir, tmp_path):
+def test_a_policy_is_measured_under_one_command(run_dir, program, tmp_path):
     output = tmp_path / "figures.json"
     few = ["--episodes", 3, "--seconds", 0.3, "--randomized", "--output", output]
     done = program("evaluate", run_dir, *few, "--vx", -0.5, "--yaw-rate", 1)
@@ -66,7 +82,7 @@ def test_a_policy_is_measured_under_one_command(run_dir, tmp_path):
         assert physics["metrics"]["yaw_rate_error"]["mean"] == pytest.approx(1.0, abs=0.4)
 
 
-def test_a_film_of_one_command(run_dir, tmp_path):
+def test_a_film_of_one_command(run_dir, program, tmp_path):
     output = tmp_path / "film.mp4"
     done = program("play", run_dir, "--robots", 1, "--seconds", 0.1, "--vx", 0.8, "--output", output)
     assert done.returncode == 0, done.stderr
@@ -74,7 +90,7 @@ def test_a_film_of_one_command(run_dir, tmp_path):
     assert output.stat().st_size > 0
 
 
-def test_a_page_that_stands_alone_and_its_figures(run_dir, tmp_path):
+def test_a_page_that_stands_alone_and_its_figures(run_dir, program, tmp_path):
     few = ["--episodes", 2, "--seconds", 0.3, "--worlds", 2, "--vx", 0, 1, "--yaw-rate", -0.5, 0.5]
     done = program("report", run_dir, *few, "--push-speeds", 0, 1, "--output-dir", tmp_path)
     assert done.returncode == 0, done.stderr
@@ -100,7 +116,7 @@ def test_a_page_that_stands_alone_and_its_figures(run_dir, tmp_path):
     assert "actions 20 ms late" in figures["worlds"]["unseen"]["physics"] and "actions 20 ms late" in page
 
 
-def test_a_run_without_commands_is_refused(tmp_path):
+def test_a_run_without_commands_is_refused(program, tmp_path):
     path = tmp_path / "cartpole"
     path.mkdir()
     config = to_json(ppo_cartpole.Config(num_threads=1))

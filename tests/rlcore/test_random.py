@@ -275,13 +275,17 @@ def test_gradient_passes_through_the_bounds():
 _COMPILED = """
 import torch
 from tests.rlcore.test_random import DRAWS, many_keys
-for name, draw in DRAWS.items():
-    torch.compiler.reset()
-    compiled = torch.compile(torch.func.vmap(draw), fullgraph=True, backend="aot_eager")
-    for keys in (many_keys(6), many_keys(6, seed=99)):
-        assert torch.equal(compiled(keys), torch.func.vmap(draw)(keys)), name
-    one = torch.compile(draw, fullgraph=True, backend="aot_eager")
-    assert torch.equal(one(keys[0]), draw(keys[0])), name
+def draws(key):
+    return {name: draw(key) for name, draw in DRAWS.items()}
+def same(fn, *several):
+    compiled = torch.compile(fn, fullgraph=True, backend="aot_eager")
+    for keys in several:
+        ours, theirs = fn(keys), compiled(keys)
+        assert ours.keys() == theirs.keys()
+        for name in ours:
+            assert torch.equal(ours[name], theirs[name]), name
+same(torch.func.vmap(draws), many_keys(6), many_keys(6, seed=99))
+same(draws, many_keys(6)[0])
 print("same")
 """
 

@@ -114,7 +114,7 @@ def test_ppo_solves_it():
 
     untrained = evaluate(env, policy, random.key(99), 64)
     assert float(untrained.lengths.double().mean()) < 100
-    for _ in range(40):
+    for _ in range(30):
         state, _ = ppo.update(state)
     trained = evaluate(env, policy, random.key(99), 64)
     assert trained.lengths.tolist() == [500] * 64 and not trained.terminated.any()
