@@ -14,6 +14,7 @@ import torch
 from benchmarks.report import machine, machine_line
 from rlcore.errors import check_field
 from rlcore.physics.engine import Rows
+from rlcore.physics.engines import check_available
 from rlcore.physics.isaacgym import IsaacGymEngine
 from rlcore.physics.isaacgym_settings import Settings
 from rlcore.physics.mujoco import load_model
@@ -38,6 +39,7 @@ class Config:
 
 def main(config: Config) -> None:
     """Print the two times."""
+    check_available(config.isaacgym)
     engine = IsaacGymEngine(load_model(MODEL), config.isaacgym)
     try:
         _measure(config, engine)

@@ -56,7 +56,7 @@ def run(config_class: type, build: Build, argv: Sequence[str] | None = None) -> 
         _leave(2, f"{error}{_with_newest(_program(build), arguments, error)}")
     except InputError as error:
         _leave(2, str(error))
-    except TrainingFailed as error:
+    except (TrainingFailed, EngineFailed) as error:
         _leave(1, str(error))
     except KeyboardInterrupt:
         _leave(130, "interrupted")
@@ -141,6 +141,8 @@ def _run(config_class: type, build: Build, argv: list[str]) -> None:
         if unsaid:
             values = ", ".join(f"{_flag(path)} {_at_path(given, path)}" for path in unsaid)
             _warn(f"{resume} is from before these settings were there, and goes on with {values}")
+    if getattr(config, "physics", "isaacgym") != "isaacgym" and config.isaacgym != type(config.isaacgym)():
+        _warn(f"settings of Isaac Gym (--isaacgym.*) say nothing with physics {config.physics} (--physics isaacgym)")
     record = RunRecord(
         experiment=module.rsplit(".", 1)[-1],
         module=module,
@@ -504,6 +506,8 @@ def _import(name: str, file: str | None, run_dir: Path) -> ModuleType:
 
 def _replaced(config: Any, path: Sequence[str], value: Any, whole: str) -> Any:
     if not any(field.name == path[0] for field in dataclasses.fields(config)):
+        if whole == "episode_seconds":
+            raise InputError("episodes of this experiment have one length, which cannot be chosen (--seconds)")
         raise InputError(f"the configuration has no field {whole}")
     if path[1:]:
         value = _replaced(getattr(config, path[0]), path[1:], value, whole)

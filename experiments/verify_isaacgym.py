@@ -20,6 +20,7 @@ from torch.func import vmap
 
 from experiments.cli import parse
 from rlcore.errors import InputError, check_field
+from rlcore.physics.engines import check_available
 from rlcore.physics.isaacgym import IsaacGymEngine
 from rlcore.physics.isaacgym_settings import Settings
 from rlcore.tree import map_leaves
@@ -295,6 +296,7 @@ def main(argv: list[str]) -> int:
     """Run from the command line; returns the exit code."""
     try:
         config = parse(Config, argv, "python -m experiments.verify_isaacgym")
+        check_available(config.isaacgym)
         return 0 if verify(config.isaacgym, config.tolerance) else 1
     except (InputError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)

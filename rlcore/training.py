@@ -102,6 +102,7 @@ def train(
       InputError: if the run cannot begin; nothing was written then.
       TrainingFailed: if a loss or parameter is not finite, the disk refuses, or a simulator in another process ends or
         hangs. Checkpoints are kept.
+      EngineFailed: if that simulator does so before the first iteration is done; nothing is left then.
     """
     use_threads(config.torch_threads)
     resuming = config.resume is not None
@@ -142,6 +143,9 @@ def train(
                 f"whether environments went wrong ({run_dir / run_directory.FAULTS})"
             ) from None
         except EngineFailed as error:
+            if not resuming and outputs.metrics.last is None:
+                _forget(run_dir)
+                raise
             raise TrainingFailed(
                 f"{error}; the last good checkpoint is iteration {_newest(checkpoints)}. To go on: "
                 f"{_resume(record, run_dir)}"

@@ -251,7 +251,7 @@ class Server:
             words = self.last_words()
             self.close()
             if answer["refused"]:
-                raise InputError(f"{answer['error']} (--physics isaacgym)")
+                raise InputError(f"{answer['error']} (--physics isaacgym with {self.settings.python})")
             raise EngineFailed(f"the Isaac Gym server failed in {what}: {answer['error']}; it printed: {words}")
         return dict(answer)
 
@@ -266,17 +266,29 @@ class Server:
 
     def _hung(self, timeout: float, what: str) -> EngineFailed:
         self.close()
-        return EngineFailed(f"the Isaac Gym server did not answer within {timeout:g} s of {what}, and was ended")
+        flag = "step-timeout" if what == "a step" else "start-timeout"
+        return EngineFailed(
+            f"the Isaac Gym server did not answer within {timeout:g} s of {what}, and was ended (--isaacgym.{flag})"
+        )
 
     def _gone(self, what: str) -> EngineFailed:
         try:
-            code = self.process.wait(10.0)
-            how = f"by signal {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
+            how = _how(self.process.wait(10.0))
         except subprocess.TimeoutExpired:
             how = "its talk"
         words = self.last_words()
         self.close()
-        return EngineFailed(f"the Isaac Gym server ended {how} in {what}{': ' + words if words else ''}")
+        printed = f"; it printed last: {words}" if words else ""
+        return EngineFailed(f"the Isaac Gym server ended {how} in {what}{printed}")
+
+    def warn_if_ended(self) -> None:
+        """Warn if the process has ended by itself since it was last asked for something."""
+        if self._finalizer.alive and (code := self.process.poll()) is not None:
+            warnings.warn(
+                f"the Isaac Gym server had ended {_how(code)} since its last step, and another one is started",
+                RuntimeWarning,
+                stacklevel=2,
+            )
 
     def last_words(self) -> str:
         """The end of what the server printed, in one line."""
@@ -295,6 +307,11 @@ class Server:
         self.tensors.clear()  # their memory on the GPU ends
         self._finalizer()
         self.log.close()
+
+
+def _how(code: int) -> str:
+    """How a process ended."""
+    return f"by signal {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
 
 
 def _end(process: "subprocess.Popen[bytes]", channel: socket.socket, held: int, memory: int, on_gpu: list[Any]) -> None:
@@ -365,6 +382,7 @@ class IsaacGymEngine(ModelEngine):
         found = self._simulators.pop(size, None)
         if found is None or not found.take_fields(fields or {}):
             if found is not None:
+                found.server.warn_if_ended()
                 found.server.close()
             found = _Simulator(self, size, fields or {})
             while len(self._simulators) >= _SERVERS_KEPT:

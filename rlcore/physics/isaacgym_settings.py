@@ -5,6 +5,7 @@ import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from rlcore.errors import InputError, check_field
@@ -52,9 +53,9 @@ class Settings:
         on_gpu = self.pipeline == "cpu" or self.gpu >= 0
         check_field(_PREFIX, self, "pipeline", on_gpu, f"cpu where PhysX runs on CPUs ({_PREFIX}gpu {self.gpu})")
         check_field(_PREFIX, self, "max_gpu_contacts", self.max_gpu_contacts >= 0, "0 (by rule) or more")
-        check_field(_PREFIX, self, "spacing", 0.0 <= self.spacing < math.inf, "0 or more")
+        check_field(_PREFIX, self, "spacing", 0.0 <= self.spacing < math.inf, "0 or more, and finite")
         for name in ("start_timeout", "step_timeout", "contact_offset"):
-            check_field(_PREFIX, self, name, 0.0 < getattr(self, name) < math.inf, "more than 0")
+            check_field(_PREFIX, self, name, 0.0 < getattr(self, name) < math.inf, "more than 0 and finite")
         check_field(_PREFIX, self, "num_position_iterations", self.num_position_iterations >= 1, "at least 1")
         check_field(_PREFIX, self, "num_velocity_iterations", self.num_velocity_iterations >= 0, "at least 0")
 
@@ -77,9 +78,9 @@ def find_python(settings: Settings, environment: Mapping[str, str] = os.environ)
         )
     found = shutil.which(named)
     if found is None:
-        raise InputError(
-            f"{f'{_PREFIX}python' if settings.python else PYTHON_VARIABLE} is {named!r}, which is no program that can "
-            "be run here (--physics isaacgym)"
-        )
+        path = Path(named)
+        why = "is a directory" if path.is_dir() else "may not be executed" if path.exists() else "is no program here"
+        given = f"{_PREFIX}python" if settings.python else PYTHON_VARIABLE
+        raise InputError(f"{given} must name an interpreter, but {named!r} {why} (--physics isaacgym)")
     # The server starts in another working directory; links stay, since a virtual environment is found by its own.
     return os.path.abspath(found)

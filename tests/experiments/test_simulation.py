@@ -51,7 +51,7 @@ def train(tmp_path, monkeypatch, capsys):
 def test_every_experiment_hands_the_settings_on(name):
     module = importlib.import_module(f"experiments.{name}")
     config = parse(module.Config, [*ISAACGYM, "--isaacgym.python", "/no/such/python"], name)
-    with pytest.raises(InputError, match=r"--isaacgym\.python is '/no/such/python'"):
+    with pytest.raises(InputError, match=r"--isaacgym\.python must name an interpreter, but '/no/such/python'"):
         module.build(config)
 
 
@@ -73,7 +73,7 @@ def test_a_missing_interpreter_is_told_before_anything_is_written(train, tmp_pat
     code, err = train(*ISAACGYM, "--training.run-dir", "run")
     assert code == 2 and err.startswith("error: physics isaacgym runs in a Python of its own") and err.count("\n") == 1
     code, err = train(*ISAACGYM, "--isaacgym.python", "./none", "--training.run-dir", "run")
-    assert code == 2 and "'./none', which is no program" in err and err.count("\n") == 1
+    assert code == 2 and "'./none' is no program here" in err and err.count("\n") == 1
     code, err = train(*ISAACGYM, "--isaacgym.num-position-iterations", "0")
     assert code == 2 and "at least 1, got 0 (--isaacgym.num-position-iterations)" in err
     assert list(tmp_path.iterdir()) == []
@@ -91,7 +91,9 @@ def test_settings_are_in_the_record_and_a_run_goes_on_where_the_interpreter_is_a
     path.write_text(json.dumps(saved))
     resume = ["--training.resume", "run", "--training.iterations"]
     code, err = train(*resume, "2")
-    assert code == 2 and "--isaacgym.python is '/of/another/machine', which is no program" in err
+    assert (
+        code == 2 and "--isaacgym.python must name an interpreter, but '/of/another/machine' is no program here" in err
+    )
     code, err = train(*resume, "2", "--isaacgym.python", interpreter(), "--isaacgym.contact-offset", "0.02")
     assert code == 2 and "isaacgym.contact_offset was 0.01 in the run to resume and cannot become 0.02" in err
     monkeypatch.setenv(PYTHON_VARIABLE, interpreter())
@@ -137,3 +139,18 @@ def test_members_of_a_population_share_them():
         training=TrainingConfig(iterations=1),
     )
     assert [own.engine for _, own in members_of(config)] == [settings, settings]
+
+
+def test_a_simulator_that_does_not_start_is_one_line_and_nothing_is_left(train, tmp_path):
+    broken = tmp_path / "python"
+    broken.write_text("#!/bin/sh\necho no libpython; exit 3\n")
+    broken.chmod(0o755)
+    code, err = train(*TINY, *ISAACGYM, "--isaacgym.python", str(broken), "--training.run-dir", "runs/one")
+    assert code == 1 and err.count("\n") == 1
+    assert "ended with exit code 3 in starting; it printed last: no libpython" in err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_settings_of_an_engine_that_was_not_chosen_are_told(train, tmp_path):
+    code, err = train(*TINY, "--isaacgym.gpu", "1", "--training.run-dir", "runs/one")
+    assert code == 0 and "--isaacgym.*) say nothing with physics mujoco (--physics isaacgym)" in err

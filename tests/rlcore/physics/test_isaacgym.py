@@ -524,7 +524,21 @@ def test_a_killed_server_is_told_of_and_the_next_step_starts_another(python):
     assert gone(other) and shared_names() == before
 
 
-@pytest.mark.parametrize(("fault", "words"), [("crash:1", "SIGABRT in a step"), ("hang:1", "within 3 s of a step")])
+def test_a_server_that_ends_between_two_steps_is_started_anew_with_a_warning(python):
+    engine = cartpole(python)
+    state, ctrl = engine.initial(noise(2, scale=0.1), noise(2, scale=0.1)), noise(1)
+    first = engine.step({}, state, ctrl, substeps=2)
+    process = engine.simulator(1).server.process
+    process.kill()
+    process.wait()
+    with pytest.warns(RuntimeWarning, match="had ended by signal SIGKILL since its last step, and another"):
+        assert_close(engine.step({}, state, ctrl, substeps=2), first, 0.0)
+    engine.close()
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"), [("crash:1", "SIGABRT in a step"), ("hang:1", r"3 s of a step.*--isaacgym\.step-timeout")]
+)
 def test_a_crash_or_a_hang_is_one_line(python, monkeypatch, fault, words):
     monkeypatch.setenv("ISAACGYM_STANDIN_FAULT", fault)
     engine = cartpole(python, step_timeout=3.0)
@@ -605,7 +619,7 @@ def test_a_simulation_that_cannot_be_created_is_one_line(python, monkeypatch):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("echo no such interpreter; exit 3\n", "exit code 3 in starting: no such interpreter"),
+        ("echo no such interpreter; exit 3\n", "exit code 3 in starting; it printed last: no such interpreter"),
         ("sleep 60\n", "starting"),
     ],
 )
@@ -627,9 +641,9 @@ def test_a_server_of_another_version_is_refused(python, monkeypatch):
         ({"gpu": -2}, "gpu must be a GPU's number, or -1 for CPUs, got -2 (--isaacgym.gpu)"),
         ({"num_position_iterations": 0}, "num_position_iterations must be at least 1, got 0"),
         ({"num_velocity_iterations": -1}, "num_velocity_iterations must be at least 0, got -1"),
-        ({"contact_offset": 0.0}, "contact_offset must be more than 0, got 0.0 (--isaacgym.contact-offset)"),
-        ({"start_timeout": float("nan")}, "start_timeout must be more than 0, got nan"),
-        ({"step_timeout": float("inf")}, "step_timeout must be more than 0, got inf"),
+        ({"contact_offset": 0.0}, "contact_offset must be more than 0 and finite, got 0.0 (--isaacgym.contact-offset)"),
+        ({"start_timeout": float("nan")}, "start_timeout must be more than 0 and finite, got nan"),
+        ({"step_timeout": float("inf")}, "step_timeout must be more than 0 and finite, got inf"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(settings, words):
@@ -641,9 +655,17 @@ def test_settings_that_cannot_work_are_refused(settings, words):
     ("given", "environment", "words"),
     [
         ("", {}, "name the interpreter that has Isaac Gym, as in docs/isaacgym.md (--isaacgym.python, or the env"),
-        ("", {PYTHON_VARIABLE: "/no/python"}, "RLCORE_ISAACGYM_PYTHON is '/no/python', which is no program"),
-        ("/no/it", {PYTHON_VARIABLE: sys.executable}, "--isaacgym.python is '/no/it', which is no program"),
-        (str(STANDIN), {}, "which is no program"),
+        (
+            "",
+            {PYTHON_VARIABLE: "/no/python"},
+            "RLCORE_ISAACGYM_PYTHON must name an interpreter, but '/no/python' is no program",
+        ),
+        (
+            "/no/it",
+            {PYTHON_VARIABLE: sys.executable},
+            "--isaacgym.python must name an interpreter, but '/no/it' is no program",
+        ),
+        (str(STANDIN), {}, "is a directory"),
     ],
 )
 def test_an_interpreter_that_is_none_is_refused(given, environment, words):
