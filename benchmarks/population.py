@@ -26,7 +26,7 @@ import tyro
 
 from algos.population import make_population
 from benchmarks.report import RESULTS, header, machine_line, made, spread
-from experiments.cli import on_device_of, parse, progress_line
+from experiments.cli import flags_among, on_device_of, parse, progress_line
 from experiments.side_by_side import config_class
 from rlcore import random
 from rlcore.errors import InputError
@@ -69,8 +69,7 @@ class Config:
         for name in ("members", "updates", "blocks", "threads"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)} (--{name})")
-        flags = {argument.partition("=")[0] for argument in self.arguments}
-        if lost := sorted(flag for flag in flags if flag.startswith(("--training.", "--isaacgym.", "--seed"))):
+        if lost := flags_among(self.arguments, ("--training.", "--isaacgym.", "--seed")):
             raise InputError(f"arguments of members that are compared cannot have {', '.join(lost)}")
         if self.commands < 0:
             raise InputError(f"commands must be 0 or more, got {self.commands} (--commands)")

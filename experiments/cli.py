@@ -97,6 +97,11 @@ def writable(path: Path, run_dir: Path) -> Path:
     return path
 
 
+def flags_among(arguments: Sequence[str], prefixes: tuple[str, ...]) -> list[str]:
+    """The flags in a command line, however their values are given, that begin with one of these."""
+    return sorted({flag for argument in arguments if (flag := argument.partition("=")[0]).startswith(prefixes)})
+
+
 @contextlib.contextmanager
 def progress_line() -> Iterator[Callable[[str], None]]:
     """A line on standard error that is written over as work goes on; silent where that is no terminal."""
@@ -141,7 +146,8 @@ def _run(config_class: type, build: Build, argv: list[str]) -> None:
         if unsaid:
             values = ", ".join(f"{_flag(path)} {_at_path(given, path)}" for path in unsaid)
             _warn(f"{resume} is from before these settings were there, and goes on with {values}")
-    if getattr(config, "physics", "isaacgym") != "isaacgym" and config.isaacgym != type(config.isaacgym)():
+    isaacgym = getattr(config, "isaacgym", None)
+    if isaacgym is not None and config.physics != "isaacgym" and isaacgym != type(isaacgym)():
         _warn(f"settings of Isaac Gym (--isaacgym.*) say nothing with physics {config.physics} (--physics isaacgym)")
     record = RunRecord(
         experiment=module.rsplit(".", 1)[-1],

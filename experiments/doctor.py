@@ -1,7 +1,6 @@
 """Say what is wrong with a training run, why, and which flag mends it."""
 
 import json
-import math
 import re
 import shlex
 from collections.abc import Mapping
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 from experiments.cli import command, interpreter
 from rlcore.doctor import Finding, diagnose, judged_from
 from rlcore.errors import InputError
-from rlcore.metrics import METRICS_FILE, read_metrics
+from rlcore.metrics import METRICS_FILE, column, read_metrics
 from rlcore.run_directory import read_record, runs_inside
 
 PICTURE = "doctor.png"
@@ -66,16 +65,16 @@ def draw(run_dir: Path, records: list[dict[str, Any]], findings: list[Finding]) 
     figure = Figure(figsize=(4.2 * columns, 2.8 * len(rows)), layout="constrained", dpi=110)
     for number, (finding, names) in enumerate(rows):
         since = next((r["env_steps"] for r in records if r["iteration"] >= finding.since), records[-1]["env_steps"])
-        for column, name in enumerate(names):
-            axes = figure.add_subplot(len(rows), columns, number * columns + column + 1)
-            values = np.array([math.nan if (v := r.get(name)) is None else v for r in records])
+        for place, name in enumerate(names):
+            axes = figure.add_subplot(len(rows), columns, number * columns + place + 1)
+            values = np.array(column(records, name))
             axes.plot(steps, values, linewidth=1.0)
             if _spiky(values):
                 axes.set_yscale("log")
             axes.axvline(since / 1e6, color="C3", linewidth=1.0, linestyle="--", label=f"iteration {finding.since}")
-            if column == 0:
+            if place == 0:
                 axes.legend(fontsize=7, framealpha=0.6)
-            axes.set_title(f"{finding.name}: {name}" if column == 0 else name, fontsize=9, loc="left")
+            axes.set_title(f"{finding.name}: {name}" if place == 0 else name, fontsize=9, loc="left")
             axes.set_xlabel("million environment steps", fontsize=8)
             axes.tick_params(labelsize=8)
             axes.grid(alpha=0.25)
@@ -110,26 +109,27 @@ def main(config: Config) -> None:
       InputError: if there is no such run, or it has logged nothing.
     """
     members = sorted(run for run in runs_inside(config.run) if run.parent == config.run)
-    if not members or not (config.run / METRICS_FILE).exists():
-        members = [config.run]
-        look(config.run)
-    else:
-        sound = []
-        for run in members:
-            if diagnose(_records(run), evaluation_of(run)):
-                look(run)
-                print()
-            else:
-                (run / PICTURE).unlink(missing_ok=True)
-                sound.append(run)
-        if sound:
-            records = _records(sound[0])
-            names = ", ".join(run.name for run in sound)
-            print(f"{config.run}: {records[-1]['iteration']} iterations\n{_verdict(records)}: {names}")
-    lacking = [run for run in members if (evaluation_of(run) or {}).get("randomized") is None]
+    population = bool(members) and (config.run / METRICS_FILE).exists()
+    sound: list[tuple[str, list[dict[str, Any]]]] = []
+    lacking: list[Path] = []
+    for run in members if population else [config.run]:
+        record, records, evaluation = read_record(run), _records(run), evaluation_of(run)
+        findings = diagnose(records, evaluation)
+        (run / PICTURE).unlink(missing_ok=True)
+        if findings or not population:
+            _tell(run, record["config"], records, findings)
+            print(end="\n" if population else "")
+        else:
+            sound.append((run.name, records))
+        if (evaluation or {}).get("randomized") is None:
+            lacking.append(run)
+    if sound:
+        names, (records, *_) = zip(*sound, strict=True)
+        iterations = records[-1]["iteration"]
+        print(f"{config.run}: {iterations} iterations\n{_verdict(records)}: {', '.join(names)}")
     if lacking:
         measure = f"{interpreter()} -m experiments.evaluate {shlex.quote(str(lacking[0]))} --randomized"
-        of = "" if len(members) == 1 else f" of {len(lacking)} members"
+        of = f" of {len(lacking)} members" if population else ""
         print(f"\nnot looked at: overfitting{of}, which needs an evaluation: {measure}")
 
 
@@ -151,14 +151,8 @@ def _verdict(records: list[dict[str, Any]]) -> str:
     return "nothing found wrong"
 
 
-def look(run: Path) -> None:
-    """Print the findings of one run, and draw them.
-
-    Raises:
-      InputError: if there is no such run, or it has logged nothing.
-    """
-    record, records = read_record(run), _records(run)
-    findings = diagnose(records, evaluation_of(run))
+def _tell(run: Path, config: Mapping[str, Any], records: list[dict[str, Any]], findings: list[Finding]) -> None:
+    """Print the findings of one run, and draw them."""
     last = records[-1]
     print(f"{run}: {last['iteration']} iterations, {last['env_steps'] / 1e6:.2f}M environment steps")
     if not findings:
@@ -168,9 +162,8 @@ def look(run: Path) -> None:
         print(f"  evidence  {finding.evidence} (from iteration {finding.since} on)")
         print(f"  cause     {finding.cause}")
         print(f"  advice    {finding.advice}")
-        if foreign := _foreign(finding.advice, record["config"]):
+        if foreign := _foreign(finding.advice, config):
             print(f"            (this experiment has no {', '.join(foreign)}: change its task or its code instead)")
-    (run / PICTURE).unlink(missing_ok=True)
     if picture := draw(run, records, findings):
         print(f"\ncurves: {picture}")
 

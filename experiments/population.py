@@ -14,7 +14,7 @@ import torch
 import tyro
 
 from algos.population import PBTConfig, PopulationState, make_population, member
-from experiments.cli import parse, run, to_json
+from experiments.cli import flags_among, parse, run, to_json
 from experiments.side_by_side import Setting, config_class, read_lines
 from rlcore import random
 from rlcore.checkpoint import Checkpointer, CheckpointError
@@ -86,10 +86,10 @@ def settings(config: Config) -> list[tuple[str, Any]]:
             raise InputError(
                 f"a member cannot be named {line.name}: names have no dots and are none of {', '.join(_TAKEN)}"
             )
-        flags = {argument.partition("=")[0] for argument in line.arguments if argument.startswith("--")}
-        if lost := sorted(flag for flag in flags if flag.startswith(_OF_ALL)):
+        if lost := flags_among(line.arguments, _OF_ALL):
             raise InputError(f"{', '.join(lost)} is for all members: give it beside --members, not in {line.name}")
-        if config.seeds > 1 and "--seed" in flags:
+        seeded = "--seed" in flags_among(line.arguments, ("--seed",))
+        if config.seeds > 1 and seeded:
             raise InputError(
                 f"--seed of {line.name} cannot be beside --seeds {config.seeds}: give the first seed to the population"
             )
@@ -98,7 +98,7 @@ def settings(config: Config) -> list[tuple[str, Any]]:
         own = dataclasses.replace(own, **shared)
         for i in range(config.seeds):
             name = line.name if config.seeds == 1 else f"{line.name}-{i}"
-            made.append((name, own if "--seed" in flags else dataclasses.replace(own, seed=config.seed + i)))
+            made.append((name, own if seeded else dataclasses.replace(own, seed=config.seed + i)))
     return made
 
 
@@ -146,7 +146,7 @@ class _Members:
 
     def __init__(self, config: Config, made: list[tuple[str, Any]], score: str) -> None:
         self.config, self.made, self.score = config, made, score
-        self.run_dir = Path()
+        self.run_dir: Path | None = None
         self.state: PopulationState | None = None
         self._newest: dict[str, list[float]] = {}
         self._files: list[tuple[MetricsFile, TensorBoard | None]] = []
@@ -155,6 +155,7 @@ class _Members:
         self.run_dir = run_dir
 
     def directory(self, name: str) -> Path:
+        assert self.run_dir is not None, "the run has not begun"
         return self.run_dir / name
 
     def _open(self, after: int) -> None:

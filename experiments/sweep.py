@@ -2,7 +2,6 @@
 
 import csv
 import dataclasses
-import difflib
 import importlib
 import os
 import shlex
@@ -22,10 +21,10 @@ from typing import Annotated, Any
 
 import tyro
 
-from experiments.cli import command, interpreter, on_device_of, parse, progress_line
+from experiments.cli import command, flags_among, interpreter, on_device_of, parse, progress_line
 from experiments.search_space import Space, flags, read_range
 from experiments.side_by_side import config_class, launch, thread_flags
-from rlcore.errors import InputError
+from rlcore.errors import InputError, did_you_mean
 from rlcore.metrics import METRICS_FILE, read_metrics
 from rlcore.run_directory import CHECKPOINTS
 
@@ -79,10 +78,8 @@ class Config:
         for name in ("trials", "at_once", "seeds"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)} (--{name.replace('_', '-')})")
-        words = {word.partition("=")[0] for word in shlex.split(self.arguments)}
-        if self.seeds > 1 and (
-            lost := sorted(w for w in words if w.startswith(("--training.", "--physics", "--isaacgym.", "--seed")))
-        ):
+        lost = flags_among(shlex.split(self.arguments), ("--training.", "--physics", "--isaacgym.", "--seed"))
+        if self.seeds > 1 and lost:
             raise InputError(f"arguments of a population of seeds cannot have {', '.join(lost)} (--arguments)")
         if self.iterations is not None and self.iterations < 1:
             raise InputError(f"iterations must be at least 1, got {self.iterations} (--iterations)")
@@ -103,8 +100,7 @@ def search_space(config: Config) -> Space:
         value = own_class()
         for part in name.split("."):
             if not hasattr(value, part):
-                near = difflib.get_close_matches(name, _settings(own_class()), 3, 0.5)
-                meant = f"; did you mean {' or '.join(near)}?" if near else ""
+                meant = did_you_mean(name, _settings(own_class()))
                 raise InputError(f"{config.experiment} has no setting {name} to search{meant} (--space)")
             value = getattr(value, part)
     return space

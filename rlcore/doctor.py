@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlcore.experiment import MUST_BE_FINITE
+from rlcore.metrics import column
 
 MIN_ITERATIONS = 20  # before these a run is not judged
 
@@ -79,8 +80,7 @@ class History:
     def get(self, name: str) -> NDArray[np.float64]:
         """A metric, `[iterations]`; NaN where it had no value. All NaN if it was never logged."""
         if name not in self._columns:
-            values = [record.get(name) for record in self.records]
-            self._columns[name] = np.array([math.nan if v is None else v for v in values], np.float64)
+            self._columns[name] = np.array(column(self.records, name), np.float64)
         return self._columns[name]
 
     def has(self, name: str) -> bool:

@@ -1,5 +1,7 @@
 """Mistakes in what the user gave, told apart from faults of the program."""
 
+from collections.abc import Collection
+from difflib import get_close_matches
 from typing import Any
 
 
@@ -13,6 +15,12 @@ class InputError(ValueError):
 
 class EngineFailed(RuntimeError):
     """A simulator that works in another process, or with memory of its own, cannot go on. Its message is one line."""
+
+
+def did_you_mean(name: str, known: Collection[str]) -> str:
+    """Of names that are known those near this one, as the end of a message; empty if there are none."""
+    near = get_close_matches(name, known, 3, 0.5)
+    return f"; did you mean {' or '.join(near)}?" if near else ""
 
 
 def check_field(prefix: str, config: Any, name: str, valid: bool, what: str) -> None:

@@ -11,15 +11,14 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from rlcore.errors import InputError
+from rlcore.errors import InputError, did_you_mean
 
 METRICS_FILE = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
@@ -40,12 +39,15 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return records
 
 
-def check_metric(field: str, name: str, known: Iterable[str], flag: str) -> None:
+def column(records: Sequence[Mapping[str, Any]], name: str) -> list[float]:
+    """A metric of all records; NaN where it had no value."""
+    return [math.nan if (v := record.get(name)) is None else v for record in records]
+
+
+def check_metric(field: str, name: str, known: Collection[str], flag: str) -> None:
     """Raise InputError unless `name`, given for a field with a flag, is one of the metrics that are known."""
-    known = sorted(known)
     if name not in known:
-        near = get_close_matches(name, known, 3, 0.5)
-        valid = f"; did you mean {' or '.join(near)}?" if near else f": there are {', '.join(known)}"
+        valid = did_you_mean(name, known) or f": there are {', '.join(sorted(known))}"
         raise InputError(f"{field} must be a metric of what is trained, got {name!r}{valid} ({flag})")
 
 
@@ -262,7 +264,7 @@ def plot_learning_curves(run_dir: Path) -> Path | None:
     names = list(dict.fromkeys(name for record in records for name in record if "/" in name))
     steps = [record["env_steps"] for record in records]
     panels = [panel for panel in learning_panels(names) if panel.names]
-    curves = [[_column(records, name) for name in panel.names] for panel in panels]
+    curves = [[column(records, name) for name in panel.names] for panel in panels]
     return _picture(run_dir / CURVES_FILE, panels, steps, curves)
 
 
@@ -283,7 +285,7 @@ def plot_members(run_dir: Path, members: Sequence[str]) -> Path | None:
     shown += [name for name in names if name.startswith("population/") and name != "population/parent"]
     panels, curves = list[Panel](), list[list[list[float]]]()
     for name in shown:
-        columns = [_column(one, name) for one in records]
+        columns = [column(one, name) for one in records]
         known = {value for column in columns for value in column if math.isfinite(value)}
         if len(known) > 1:
             title = name.removeprefix("population/").replace("_", " ")
@@ -293,10 +295,6 @@ def plot_members(run_dir: Path, members: Sequence[str]) -> Path | None:
 
 
 _OF_MEMBERS = ("episode/", "env/", "loss/", "policy/")
-
-
-def _column(records: Sequence[Mapping[str, Any]], name: str) -> list[float]:
-    return [math.nan if (v := record.get(name)) is None else v for record in records]
 
 
 def _picture(

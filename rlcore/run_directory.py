@@ -139,14 +139,14 @@ def _lock(descriptor: int) -> None:
         return  # Some network file systems have no locks.
 
 
-def default_run_dir(experiment: str, seed: int) -> Path:
+def default_run_dir(record: RunRecord) -> Path:
     """`runs/EXPERIMENT/TIME-seedN`, in UTC; a number follows if that is taken."""
     stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
-    path = Path("runs") / experiment / f"{stamp}-seed{seed}"
+    path = Path("runs") / record.experiment / f"{stamp}-seed{record.seed}"
     number = 1
     while path.exists():
         number += 1
-        path = path.with_name(f"{stamp}-seed{seed}-{number}")
+        path = path.with_name(f"{stamp}-seed{record.seed}-{number}")
     return path
 
 

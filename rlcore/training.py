@@ -107,7 +107,7 @@ def train(
     use_threads(config.torch_threads)
     resuming = config.resume is not None
     best_metric = config.best_metric or experiment.best_metric
-    run_dir = config.resume or config.run_dir or run_directory.default_run_dir(record.experiment, record.seed)
+    run_dir = config.resume or config.run_dir or run_directory.default_run_dir(record)
     console = console or Console(record.experiment, config.iterations, config.log_every)
     with ExitStack() as stack:
         if resuming:
@@ -121,30 +121,28 @@ def train(
         stack.callback(_quietly, checkpoints.close)
         try:
             with _writing(run_dir):
-                outputs = _Outputs.open(run_dir, config, int(state.iteration), checkpoints, console)
+                outputs = _Outputs.open(run_dir, config, int(state.iteration), best_metric, checkpoints, console)
             stack.callback(_quietly, outputs.close)
             if experiment.begin is not None:
                 experiment.begin(run_dir)
             with stop_requests() as asked:
-                state, stopped = _loop(experiment.algorithm, state, config, best_metric, outputs, faults, asked)
-                _save(outputs, state, best_metric)
+                state, stopped = _loop(experiment.algorithm, state, config, outputs, faults, asked)
+                _save(outputs, state)
                 checkpoints.wait()
                 if (last := int(state.iteration)) not in checkpoints.steps():
                     raise _NotWritten(f"the checkpoint of iteration {last} could not be written")
-        except InputError:
-            # Some mistakes, such as the name of a metric that there is none of, show in the first update only.
-            if not resuming and outputs.metrics.last is None:
-                _forget(run_dir)
-            raise
         except _NotFinite as error:
             raise TrainingFailed(
                 f"{error}; the last good checkpoint is iteration {_newest(checkpoints)} of {run_dir}. This "
                 "run would fail in the same way again: start one with a smaller learning rate, and see "
                 f"whether environments went wrong ({run_dir / run_directory.FAULTS})"
             ) from None
-        except EngineFailed as error:
-            if not resuming and outputs.metrics.last is None:
+        except (InputError, EngineFailed) as error:
+            # Some mistakes, such as the name of a metric that there is none of, show in the first update only.
+            began = resuming or outputs.metrics.last is not None
+            if not began:
                 _forget(run_dir)
+            if not began or isinstance(error, InputError):
                 raise
             raise TrainingFailed(
                 f"{error}; the last good checkpoint is iteration {_newest(checkpoints)}. To go on: "
@@ -156,7 +154,7 @@ def train(
                 f"on with: {_resume(record, run_dir)}"
             ) from error
         console.close()
-        _finish(outputs, state, stopped, config, best_metric, record, render)
+        _finish(outputs, state, stopped, config, record, render)
     return TrainingResult(state, run_dir, stopped)
 
 
@@ -229,6 +227,7 @@ class _Outputs(NamedTuple):
     """What the loop writes to."""
 
     run_dir: Path
+    best_metric: str
     checkpoints: Checkpointer
     metrics: MetricsFile
     board: TensorBoard | None
@@ -236,11 +235,17 @@ class _Outputs(NamedTuple):
 
     @classmethod
     def open(
-        cls, run_dir: Path, config: TrainingConfig, after: int, checkpoints: Checkpointer, console: Console
+        cls,
+        run_dir: Path,
+        config: TrainingConfig,
+        after: int,
+        best_metric: str,
+        checkpoints: Checkpointer,
+        console: Console,
     ) -> "_Outputs":
         metrics = MetricsFile(run_dir / METRICS_FILE, after)
         board = TensorBoard(run_dir / TENSORBOARD, after) if config.tensorboard else None
-        return cls(run_dir, checkpoints, metrics, board, console)
+        return cls(run_dir, best_metric, checkpoints, metrics, board, console)
 
     def close(self) -> None:
         for file in (self.metrics, self.board):
@@ -252,7 +257,6 @@ def _loop(
     algorithm: Algorithm,
     state: Any,
     config: TrainingConfig,
-    best_metric: str,
     outputs: _Outputs,
     faults: Callable[[], Iterable[Fault]] | None,
     asked: list[str],
@@ -286,7 +290,7 @@ def _loop(
         values["time/elapsed_seconds"] = earlier + elapsed
         values |= shares(drain_seconds(), now - tick)
         if before == first:
-            _check_best_metric(best_metric, values)
+            _check_best_metric(outputs.best_metric, values)
         with _writing(outputs.run_dir):
             outputs.metrics.write(iteration, env_steps, values)
             if outputs.board is not None:
@@ -307,11 +311,11 @@ def _loop(
         if config.time_limit is not None and elapsed >= config.time_limit:
             return state, "time limit"
         if iteration % config.checkpoint_every == 0:
-            _save(outputs, state, best_metric)
+            _save(outputs, state)
 
 
 def _check_best_metric(name: str, metrics: Iterable[str]) -> None:
-    check_metric("best_metric", name, (m for m in metrics if "/" in m), "--training.best-metric")
+    check_metric("best_metric", name, [m for m in metrics if "/" in m], "--training.best-metric")
 
 
 def _look(watch: Watch, record: Mapping[str, Any]) -> list[str]:
@@ -329,7 +333,7 @@ def _read(state: Any, metrics: Mapping[str, Tensor]) -> tuple[int, int, dict[str
     return int(iteration), int(env_steps), dict(zip(metrics, values, strict=True))
 
 
-def _save(outputs: _Outputs, state: Any, best_metric: str) -> None:
+def _save(outputs: _Outputs, state: Any) -> None:
     """Begin a checkpoint, unless what was learned is broken; a failure to write is told, not raised."""
     iteration = int(state.iteration)
     for name, leaf in named_leaves(state):
@@ -337,7 +341,7 @@ def _save(outputs: _Outputs, state: Any, best_metric: str) -> None:
         if learned and leaf.is_floating_point() and not bool(torch.isfinite(leaf).all()):
             raise _NotFinite(f"{name} is not finite after iteration {iteration}")
     try:
-        outputs.checkpoints.save(iteration, state, (outputs.metrics.last or {}).get(best_metric))
+        outputs.checkpoints.save(iteration, state, (outputs.metrics.last or {}).get(outputs.best_metric))
     except CheckpointError as error:
         outputs.console.message(f"warning: {error}")
 
@@ -347,7 +351,6 @@ def _finish(
     state: Any,
     stopped: str,
     config: TrainingConfig,
-    best_metric: str,
     record: RunRecord,
     render: Callable[[Any, Path], None] | None,
 ) -> None:
@@ -357,8 +360,8 @@ def _finish(
     best = checkpoints.best_step()
     if best is not None:
         score = checkpoints.score(best)
-        unknown = f"merely the newest: none has a value of {best_metric}"
-        reason = unknown if score is None else f"{best_metric} {score:.4g}"
+        unknown = f"merely the newest: none has a value of {outputs.best_metric}"
+        reason = unknown if score is None else f"{outputs.best_metric} {score:.4g}"
         lines.append(f"best checkpoint: iteration {best}, {reason}")
     try:
         if curves := plot_learning_curves(run_dir):

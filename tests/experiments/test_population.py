@@ -84,13 +84,13 @@ def test_members_are_told_the_best_first_and_those_that_are_stuck_last(tmp_path)
 
 def test_members_are_compared_by_what_the_experiment_is_judged_by(tmp_path):
     lines = ("*: --num-threads 1 --ppo.num-envs 2 --ppo.num-steps 1 --ppo.num-epochs 1 --ppo.num-minibatches 1", "one:")
-    (tmp_path / "run").mkdir()  # as training has it before the first update
-    training = TrainingConfig(run_dir=tmp_path / "run")
-    population = build(Config("experiments.ppo_cartpole", lines, score="episode/length", training=training))
+    population = build(Config("experiments.ppo_cartpole", lines, score="episode/length"))
+    assert population.begin is not None
+    population.begin(tmp_path)  # as training does before the first update
     _, metrics = population.algorithm.update(population.algorithm.init(random.key(0)))
     assert population.summary is not None and population.summary().startswith("members, by episode/length:")
     assert torch.allclose(metrics["population/best"], metrics["episode/length"], equal_nan=True)
-    wrong = build(Config("experiments.ppo_cartpole", lines, score="return", training=training))
+    wrong = build(Config("experiments.ppo_cartpole", lines, score="return"))
     with pytest.raises(InputError, match=r"score must be a metric .* did you mean episode/return\?"):
         wrong.algorithm.update(wrong.algorithm.init(random.key(0)))
 
