@@ -395,7 +395,7 @@ def test_states_are_where_the_pipeline_has_its_tensors():
     assert device_of(Settings(gpu=1, pipeline="gpu")) == torch.device("cuda", 1)
     with pytest.raises(InputError, match=r"pipeline must be cpu where PhysX runs on CPUs .*got gpu"):
         Settings(gpu=-1, pipeline="gpu")
-    with pytest.raises(InputError, match=r"spacing must be 0 or more, got -1"):
+    with pytest.raises(InputError, match=r"spacing must be 0 or more, and finite, got -1"):
         Settings(spacing=-1.0)
     with pytest.raises(InputError, match=r"max_gpu_contacts must be 0 .by rule. or more, got -1"):
         Settings(max_gpu_contacts=-1)
