@@ -239,6 +239,10 @@ class TrainState:
     env_steps: Tensor
 
 
+_Learning = tuple[Learned, Any, AdamState, AdamState, AdamState]
+"""What a gradient step changes: what is learned, the targets, and Adam's moments of policy, critics and coefficient."""
+
+
 class _Networks(NamedTuple):
     """The networks as functions.
 
@@ -322,7 +326,6 @@ def make_sac(env: Env, config: SACConfig, randomize: Callable[[Params, Tensor], 
 
     run = unroll(batched, act)
 
-    @jit
     def critic_step(
         params: Learned,
         targets: Any,
@@ -352,7 +355,6 @@ def make_sac(env: Env, config: SACConfig, randomize: Callable[[Params, Tensor], 
         logged = {"loss/value": error, "value/mean": q, "value/target": y.mean(), "gradients/value_norm": norm}
         return tree.replace(params, critics=critics), targets, optimizer, logged
 
-    @jit
     def policy_step(
         params: Learned,
         optimizers: tuple[AdamState, AdamState],
@@ -392,7 +394,6 @@ def make_sac(env: Env, config: SACConfig, randomize: Callable[[Params, Tensor], 
         params = tree.replace(params, policy=policy, log_entropy_coefficient=log_alpha["log"])
         return params, (first, second), logged
 
-    @jit
     def prepared(moments: dict[str, Moments], sample: Sample) -> Sample:
         return tree.replace(
             sample,
@@ -400,30 +401,45 @@ def make_sac(env: Env, config: SACConfig, randomize: Callable[[Params, Tensor], 
             obs_t={group: scaled(moments, group, x) for group, x in sample.obs_t.items()},
         )
 
-    def learn(
-        state: TrainState, replay: Replay, moments: dict[str, Moments], key: Tensor
-    ) -> tuple[Any, dict[str, Any]]:
-        """All gradient steps of a round; metrics are means over them."""
-        params, targets, critic_optimizer = state.params, state.targets, state.critic_optimizer
-        optimizers = state.policy_optimizer, state.entropy_optimizer
-        logged: list[dict[str, Tensor]] = []
-        policy_logged: list[dict[str, Tensor]] = []
-        for i, keys in enumerate(random.split(key, 3 * config.num_updates).reshape(-1, 3, 2).unbind(0)):
+    def gradient_step(with_policy: bool) -> Callable[..., tuple[_Learning, dict[str, Tensor]]]:
+        # One recording for the whole step: to take the arguments of four apart costs as much as a product of matrices.
+        @jit
+        def step(
+            learned: _Learning,
+            replay: Replay,
+            moments: dict[str, Moments],
+            coefficients: dict[str, Tensor],
+            keys: Tensor,
+        ) -> tuple[_Learning, dict[str, Tensor]]:
+            params, targets, policy_optimizer, critic_optimizer, entropy_optimizer = learned
             sample_key, critic_key, policy_key = keys.unbind(0)
-            drawn = replay_sample(replay, sample_key, config.batch_size, state.coefficients["discount"], config.n_steps)
+            drawn = replay_sample(replay, sample_key, config.batch_size, coefficients["discount"], config.n_steps)
             sample = prepared(moments, drawn)
-            params, targets, critic_optimizer, metrics = critic_step(
-                params, targets, critic_optimizer, sample, state.coefficients, critic_key
+            params, targets, critic_optimizer, logged = critic_step(
+                params, targets, critic_optimizer, sample, coefficients, critic_key
             )
-            logged.append(metrics)
-            if (i + 1) % config.policy_delay == 0:
-                params, optimizers, metrics = policy_step(params, optimizers, sample, state.coefficients, policy_key)
-                policy_logged.append(metrics)
-        means = {
-            **tree.map_leaves(torch.mean, tree.stack(logged)),
-            **tree.map_leaves(torch.mean, tree.stack(policy_logged)),
-        }
-        return (params, targets, optimizers[0], critic_optimizer, optimizers[1]), means
+            if with_policy:
+                optimizers = policy_optimizer, entropy_optimizer
+                params, optimizers, more = policy_step(params, optimizers, sample, coefficients, policy_key)
+                policy_optimizer, entropy_optimizer = optimizers
+                logged = {**logged, **more}
+            return (params, targets, policy_optimizer, critic_optimizer, entropy_optimizer), logged
+
+        return step
+
+    critics_alone, critics_and_policy = gradient_step(with_policy=False), gradient_step(with_policy=True)
+
+    def learn(
+        learned: _Learning, replay: Replay, moments: dict[str, Moments], coefficients: dict[str, Tensor], key: Tensor
+    ) -> tuple[_Learning, dict[str, Tensor]]:
+        """All gradient steps of a round; metrics are means over those that have them."""
+        logged: dict[str, list[Tensor]] = {}
+        for i, keys in enumerate(random.split(key, 3 * config.num_updates).reshape(-1, 3, 2).unbind(0)):
+            step = critics_alone if (i + 1) % config.policy_delay else critics_and_policy
+            learned, metrics = step(learned, replay, moments, coefficients, keys)
+            for name, value in metrics.items():
+                logged.setdefault(name, []).append(value)
+        return learned, {name: torch.stack(values).mean() for name, values in logged.items()}
 
     @jit
     def observed(moments: dict[str, Moments], obs: Obs) -> dict[str, Moments]:
@@ -499,7 +515,7 @@ def make_sac(env: Env, config: SACConfig, randomize: Callable[[Params, Tensor], 
             *(state.params, state.targets),
             *(state.policy_optimizer, state.critic_optimizer, state.entropy_optimizer),
         )
-        after, learned = learn(state, replay, moments, learn_key)
+        after, learned = learn(before, replay, moments, state.coefficients, learn_key)
         # Until the buffer is filled, what was learned from what little there is does not count.
         ready = env_steps >= config.prefill
         params, targets, policy_optimizer, critic_optimizer, entropy_optimizer = tree.where(ready, after, before)
