@@ -6,7 +6,7 @@ from typing import Literal
 
 from experiments.recording import filmed, recorded_faults
 from experiments.simulation import SimulationConfig
-from rlcore.env import Env, auto_reset, scale_actions
+from rlcore.env import Env, auto_reset, reweighted, scale_actions
 from rlcore.experiment import Algorithm, Experiment
 from tasks.gym.ant import make_gym_ant
 from tasks.gym.humanoid import make_gym_humanoid
@@ -29,6 +29,7 @@ class GymConfig(SimulationConfig):
 
 def build_gym(config: GymConfig, learner: Callable[[Env], Algorithm]) -> Experiment:
     """The environment, with automatic resets and actions in [-1, 1], and what learns in it."""
-    env = scale_actions(TASKS[config.task](config.num_threads, config.episode_steps, config.engine))
+    task = TASKS[config.task](config.num_threads, config.episode_steps, config.engine)
+    env = scale_actions(reweighted(task, config.reward_weights))
     algorithm = learner(auto_reset(env))
     return Experiment(env, env, algorithm, filmed(env, algorithm), recorded_faults)

@@ -7,7 +7,7 @@ from experiments.cli import run
 from experiments.recording import filmed, recorded_faults
 from experiments.search_space import PPO_KL_SEARCH
 from experiments.simulation import SimulationConfig
-from rlcore.env import auto_reset
+from rlcore.env import auto_reset, reweighted
 from rlcore.experiment import Experiment, TrainingConfig
 from tasks.ant import make_ant
 from tasks.running import CONTROL_DT
@@ -54,7 +54,7 @@ SEARCH = PPO_KL_SEARCH
 
 def build(config: Config) -> Experiment:
     """The environment and the learner that a configuration describes."""
-    env = make_ant(config.num_threads, config.episode_steps, config.engine)
+    env = reweighted(make_ant(config.num_threads, config.episode_steps, config.engine), config.reward_weights)
     algorithm = make_ppo(auto_reset(env), config.ppo)
     return Experiment(env, env, algorithm, filmed(env, algorithm), recorded_faults)
 

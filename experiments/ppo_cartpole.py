@@ -7,7 +7,7 @@ from experiments.cli import run
 from experiments.recording import filmed, recorded_faults
 from experiments.search_space import PPO_SEARCH
 from experiments.simulation import SimulationConfig
-from rlcore.env import auto_reset, scale_actions
+from rlcore.env import auto_reset, reweighted, scale_actions
 from rlcore.experiment import Experiment, TrainingConfig
 from tasks.cartpole import make_cartpole
 
@@ -39,7 +39,8 @@ SEARCH = PPO_SEARCH
 
 def build(config: Config) -> Experiment:
     """The environment and the learner that a configuration describes."""
-    env = scale_actions(make_cartpole(config.num_threads, config.episode_seconds, config.engine))
+    task = make_cartpole(config.num_threads, config.episode_seconds, config.engine)
+    env = scale_actions(reweighted(task, config.reward_weights))
     algorithm = make_ppo(auto_reset(env), config.ppo)
     return Experiment(env, env, algorithm, filmed(env, algorithm), recorded_faults)
 

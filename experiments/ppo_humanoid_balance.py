@@ -7,7 +7,7 @@ from experiments.cli import run
 from experiments.recording import filmed, recorded_faults
 from experiments.search_space import PPO_KL_SEARCH
 from experiments.simulation import SimulationConfig
-from rlcore.env import auto_reset
+from rlcore.env import auto_reset, reweighted
 from rlcore.experiment import Experiment, TrainingConfig
 from tasks.humanoid.balance import make_humanoid_balance
 from tasks.humanoid.symmetry import balance_symmetry
@@ -46,7 +46,7 @@ SEARCH = PPO_KL_SEARCH
 def build(config: Config) -> Experiment:
     """The environment and the learner that a configuration describes."""
     settings = (config.num_threads, config.episode_seconds, config.push_interval, config.push_speed)
-    env = make_humanoid_balance(*settings, physics=config.engine)
+    env = reweighted(make_humanoid_balance(*settings, physics=config.engine), config.reward_weights)
     algorithm = make_ppo(auto_reset(env), config.ppo, symmetry=balance_symmetry(env))
     return Experiment(env, env, algorithm, filmed(env, algorithm), recorded_faults)
 

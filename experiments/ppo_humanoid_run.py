@@ -7,7 +7,7 @@ from experiments.cli import run
 from experiments.recording import filmed, recorded_faults
 from experiments.search_space import PPO_KL_SEARCH
 from experiments.simulation import SimulationConfig
-from rlcore.env import auto_reset
+from rlcore.env import auto_reset, reweighted
 from rlcore.experiment import Experiment, TrainingConfig
 from tasks.humanoid.run import make_humanoid_run
 from tasks.running import CONTROL_DT
@@ -52,7 +52,8 @@ SEARCH = PPO_KL_SEARCH
 
 def build(config: Config) -> Experiment:
     """The environment and the learner that a configuration describes."""
-    env = make_humanoid_run(config.num_threads, config.episode_steps, config.engine)
+    task = make_humanoid_run(config.num_threads, config.episode_steps, config.engine)
+    env = reweighted(task, config.reward_weights)
     algorithm = make_ppo(auto_reset(env), config.ppo)
     return Experiment(env, env, algorithm, filmed(env, algorithm), recorded_faults)
 

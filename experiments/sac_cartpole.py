@@ -9,7 +9,7 @@ from experiments.recording import filmed, recorded_faults
 from experiments.replay_memory import replay_note
 from experiments.search_space import SAC_SEARCH
 from experiments.simulation import SimulationConfig
-from rlcore.env import auto_reset, scale_actions
+from rlcore.env import auto_reset, reweighted, scale_actions
 from rlcore.experiment import Experiment, TrainingConfig
 from tasks.cartpole import make_cartpole
 
@@ -49,7 +49,8 @@ SEARCH = SAC_SEARCH
 
 def build(config: Config) -> Experiment:
     """The environment and the learner that a configuration describes."""
-    env = scale_actions(make_cartpole(config.num_threads, config.episode_seconds, config.engine))
+    task = make_cartpole(config.num_threads, config.episode_seconds, config.engine)
+    env = scale_actions(reweighted(task, config.reward_weights))
     algorithm = make_sac(auto_reset(env), config.sac)
     note = partial(replay_note, env, config.sac)
     return Experiment(env, env, algorithm, filmed(env, algorithm), recorded_faults, note=note)

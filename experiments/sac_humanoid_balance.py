@@ -9,7 +9,7 @@ from experiments.recording import filmed, recorded_faults
 from experiments.replay_memory import replay_note
 from experiments.search_space import SAC_SEARCH
 from experiments.simulation import SimulationConfig
-from rlcore.env import auto_reset
+from rlcore.env import auto_reset, reweighted
 from rlcore.experiment import Experiment, TrainingConfig
 from tasks.humanoid.balance import make_humanoid_balance
 
@@ -54,7 +54,7 @@ SEARCH = SAC_SEARCH
 def build(config: Config) -> Experiment:
     """The environment and the learner that a configuration describes."""
     settings = (config.num_threads, config.episode_seconds, config.push_interval, config.push_speed)
-    env = make_humanoid_balance(*settings, physics=config.engine)
+    env = reweighted(make_humanoid_balance(*settings, physics=config.engine), config.reward_weights)
     algorithm = make_sac(auto_reset(env), config.sac)
     note = partial(replay_note, env, config.sac)
     return Experiment(env, env, algorithm, filmed(env, algorithm), recorded_faults, note=note)

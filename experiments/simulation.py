@@ -1,4 +1,4 @@
-"""What simulates: the settings that experiments share."""
+"""What simulates and what rewards weigh: the settings that experiments share."""
 
 from dataclasses import dataclass, field
 
@@ -8,7 +8,7 @@ from rlcore.physics.isaacgym_settings import Settings
 
 @dataclass(frozen=True)
 class SimulationConfig:
-    """The part of an experiment's configuration that chooses the physics."""
+    """The part of an experiment's configuration that chooses the physics and weighs the rewards."""
 
     physics: Physics = "mujoco"
     """What simulates: mujoco on CPUs; warp on an NVIDIA GPU, where learning runs then too; or isaacgym, see its page
@@ -17,6 +17,8 @@ class SimulationConfig:
     """Physics threads on CPUs; 0 takes every CPU. The result does not depend on it."""
     isaacgym: Settings = field(default_factory=Settings)
     """How Isaac Gym runs, with --physics isaacgym."""
+    reward_weights: dict[str, float] = field(default_factory=dict)
+    """Weights of reward terms, per second, in place of the task's own: NAME WEIGHT NAME WEIGHT ..."""
 
     @property
     def engine(self) -> PhysicsChoice:

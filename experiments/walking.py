@@ -40,8 +40,6 @@ class WalkingConfig(SimulationConfig):
     curriculum: bool = True
     """Begin with balancing in place and go on to standing, walking, turning and varying speed, each robot at its own
     pace; otherwise all commands from the start."""
-    reward_weights: dict[str, float] = field(default_factory=dict)
-    """Weights of reward terms, per second, in place of the task's own: NAME WEIGHT NAME WEIGHT ..."""
     randomization: Randomization = field(default_factory=Randomization)
     """How robots differ from the nominal one in training; evaluation shows the nominal one."""
     max_delay: int = 0
