@@ -135,7 +135,7 @@ def _given(made: list[tuple[str, Any]], shown: set[str]) -> list[list[str]]:
         for path in sorted(path for path in paths if path.rpartition(".")[2] not in shown):
             value: Any = text
             for part in path.split("."):
-                value = value.get(part) if isinstance(value, Mapping) else None
+                value = value.get(part, "unchanged") if isinstance(value, Mapping) else "unchanged"
             values.append(f"{path} {value}")
         found.append(values)
     return found

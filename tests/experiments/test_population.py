@@ -10,7 +10,7 @@ import torch
 from experiments.cli import load_run, parse, restore_policy, run
 from experiments.doctor import Config as DoctorConfig
 from experiments.doctor import main as look
-from experiments.population import Config, _Members, build, config_of, settings
+from experiments.population import Config, _given, _Members, build, config_of, settings
 from experiments.ppo_cartpole import Config as CartpoleConfig
 from experiments.ppo_cartpole import build as build_cartpole
 from rlcore import random
@@ -177,3 +177,8 @@ def test_members_are_runs_to_look_at_and_the_population_goes_on(tmp_path, capsys
     assert read_metrics(tmp_path / "alone" / METRICS_FILE)[-1]["iteration"] == 6
     with pytest.raises(InputError, match=r"is a population of 2 runs: name one of them, as .*best"):
         load_run(run_dir)
+
+
+def test_what_a_member_was_not_given_is_told_as_unchanged():
+    made = [("still", CartpoleConfig(reward_weights={"upright": 3.0})), ("plain", CartpoleConfig())]
+    assert _given(made, set()) == [["reward_weights.upright 3.0"], ["reward_weights.upright unchanged"]]
