@@ -419,9 +419,9 @@ def make_sac(env: Env, config: SACConfig, randomize: Callable[[Params, Tensor], 
                 params, targets, critic_optimizer, sample, coefficients, critic_key
             )
             if with_policy:
-                optimizers = policy_optimizer, entropy_optimizer
-                params, optimizers, more = policy_step(params, optimizers, sample, coefficients, policy_key)
-                policy_optimizer, entropy_optimizer = optimizers
+                params, (policy_optimizer, entropy_optimizer), more = policy_step(
+                    params, (policy_optimizer, entropy_optimizer), sample, coefficients, policy_key
+                )
                 logged = {**logged, **more}
             return (params, targets, policy_optimizer, critic_optimizer, entropy_optimizer), logged
 

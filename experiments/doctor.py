@@ -118,7 +118,8 @@ def main(config: Config) -> None:
         (run / PICTURE).unlink(missing_ok=True)
         if findings or not population:
             _tell(run, record["config"], records, findings)
-            print(end="\n" if population else "")
+            if population:
+                print()
         else:
             sound.append((run.name, records))
         if (evaluation or {}).get("randomized") is None:

@@ -1,6 +1,5 @@
 """The experiments as a user meets them: tiny runs through the command line, and every mistake told in one line."""
 
-import importlib
 import inspect
 import json
 import math
@@ -132,23 +131,6 @@ def test_a_run_is_built_again_as_it_was(runs, name, module, task):
     action = policy.act({"policy": torch.zeros(3, env.spec.observation_size("policy"))})
     assert action.shape == (3, env.spec.action_size)
     assert torch.isfinite(action).all()
-
-
-WITH_WEIGHTS = sorted(
-    path.stem for path in (ROOT / "experiments").glob("*.py") if path.stem.startswith(("ppo_", "sac_"))
-)
-
-
-@pytest.mark.parametrize("module", WITH_WEIGHTS)
-def test_every_experiment_weighs_its_rewards(module):
-    experiment = importlib.import_module(f"experiments.{module}")
-    built = experiment.build(experiment.Config(num_threads=1))
-    term = built.env.spec.terms[0]
-    other = experiment.build(experiment.Config(num_threads=1, reward_weights={term: 123.0}))
-    for before, after in ((built.env, other.env), (built.evaluation_env, other.evaluation_env)):
-        assert float(before.params.weights[term]) != 123.0 and float(after.params.weights[term]) == 123.0
-    with pytest.raises(InputError, match=rf"no reward term 'nothing'; it has: .*{term}"):
-        experiment.build(experiment.Config(num_threads=1, reward_weights={"nothing": 1.0}))
 
 
 def test_a_run_goes_on(run_dir, capsys):

@@ -27,6 +27,8 @@ EXPERIMENTS = (
     *("ppo_cartpole", "ppo_ant", "ppo_humanoid_balance", "ppo_humanoid_run", "ppo_humanoid_velocity"),
     *("sac_cartpole", "sac_ant", "sac_humanoid_balance", "sac_humanoid_velocity"),
 )
+# These have their robots from packages that need not be there.
+OF_PACKAGES = ("ppo_g1_velocity", "ppo_gym", "sac_gym")
 
 
 @pytest.fixture
@@ -65,8 +67,19 @@ def test_no_experiment_that_chooses_its_physics_is_forgotten():
             assert ("physics" in names) == ("isaacgym" in names), file
             if "physics" in names:
                 found.add(file.removesuffix(".py"))
-    # These have their robots from packages that need not be there.
-    assert found == {*EXPERIMENTS, "ppo_g1_velocity", "ppo_gym", "sac_gym"}
+    assert found == {*EXPERIMENTS, *OF_PACKAGES}
+
+
+@pytest.mark.parametrize("name", (*EXPERIMENTS, *OF_PACKAGES))
+def test_every_experiment_weighs_its_rewards(name):
+    experiment = importlib.import_module(f"experiments.{name}")
+    built = experiment.build(experiment.Config(num_threads=1))
+    term = built.env.spec.terms[0]
+    other = experiment.build(experiment.Config(num_threads=1, reward_weights={term: 123.0}))
+    for before, after in ((built.env, other.env), (built.evaluation_env, other.evaluation_env)):
+        assert float(before.params.weights[term]) != 123.0 and float(after.params.weights[term]) == 123.0
+    with pytest.raises(InputError, match=rf"no reward term 'nothing'; it has: .*{term}"):
+        experiment.build(experiment.Config(num_threads=1, reward_weights={"nothing": 1.0}))
 
 
 def test_a_missing_interpreter_is_told_before_anything_is_written(train, tmp_path):
