@@ -143,8 +143,9 @@ def _run(config_class: type, build: Build, argv: list[str]) -> None:
     if saved is not None:
         given = to_json(config)
         _refuse_changes(to_json(saved), given, unsaid)
-        if unsaid:
-            values = ", ".join(f"{_flag(path)} {_at_path(given, path)}" for path in unsaid)
+        # An empty table, such as no other reward weights, is nothing to go on with.
+        values = ", ".join(f"{_flag(path)} {now}" for path in unsaid if (now := _at_path(given, path)) != {})
+        if values:
             _warn(f"{resume} is from before these settings were there, and goes on with {values}")
     isaacgym = getattr(config, "isaacgym", None)
     if isaacgym is not None and config.physics != "isaacgym" and isaacgym != type(isaacgym)():

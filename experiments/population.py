@@ -63,7 +63,8 @@ class Config:
     pbt: PBTConfig = field(default_factory=lambda: PBTConfig(interval=0))
     """Population-based training: with an interval, members that do badly go on from those that do well."""
     score: str | None = None
-    """The metric that members are compared by; by default the one that the experiment ranks its checkpoints by."""
+    """The metric that members are compared by; by default the one that the experiment ranks its checkpoints by. Where
+    members differ in reward weights, choose one that does not count them, such as episode/length."""
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
     def __post_init__(self) -> None:
@@ -103,42 +104,49 @@ def settings(config: Config) -> list[tuple[str, Any]]:
 
 
 def _refuse_compiled(made: list[tuple[str, Any]], coefficients: set[str]) -> None:
-    first = to_json(made[0][1])
-    for name, own in made[1:]:
-        for path in _differences(first, to_json(own)):
-            top, _, rest = path.partition(".")
-            if top in _FREE or rest in coefficients or top == "training":
-                continue
-            raise InputError(
-                f"members may differ in {', '.join(_FREE)} and in {', '.join(sorted(coefficients))}, but {name} "
-                f"differs from {made[0][0]} in {path} (--{path.replace('_', '-')}): run them side by side with "
-                "experiments.side_by_side"
-            )
+    for name, path in _differences(made):
+        top, _, rest = path.partition(".")
+        if top in _FREE or rest in coefficients or top == "training":
+            continue
+        raise InputError(
+            f"members may differ in {', '.join(_FREE)} and in {', '.join(sorted(coefficients))}, but {name} "
+            f"differs from {made[0][0]} in {path} (--{path.replace('_', '-')}): run them side by side with "
+            "experiments.side_by_side"
+        )
 
 
-def _differences(one: Mapping[str, Any], other: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    for key in {**one, **other}:
-        a, b = one.get(key), other.get(key)
-        if isinstance(a, Mapping) and isinstance(b, Mapping):
-            yield from _differences(a, b, f"{prefix}{key}.")
-        elif a != b:
-            yield f"{prefix}{key}"
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every setting with its path."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _differences(made: list[tuple[str, Any]]) -> list[tuple[str, str]]:
+    """The members that differ from the first one, and the path of each setting in which they do."""
+    first, *others = [dict(_flat(to_json(own))) for _, own in made]
+    names = [name for name, _ in made[1:]]
+    return [
+        (name, path)
+        for name, other in zip(names, others, strict=True)
+        for path in {**first, **other}
+        if first.get(path) != other.get(path)
+    ]
 
 
 def _given(made: list[tuple[str, Any]], shown: set[str]) -> list[list[str]]:
     """What members were given that differs, but for what is shown already, as `NAME VALUE` for each."""
-    texts = [to_json(own) for _, own in made]
-    paths = {path for other in texts[1:] for path in _differences(texts[0], other)}
-    found = []
-    for text in texts:
-        values = []
-        for path in sorted(path for path in paths if path.rpartition(".")[2] not in shown):
-            value: Any = text
-            for part in path.split("."):
-                value = value.get(part, "unchanged") if isinstance(value, Mapping) else "unchanged"
-            values.append(f"{path} {value}")
-        found.append(values)
-    return found
+    paths = sorted({path for _, path in _differences(made) if path.rpartition(".")[2] not in shown})
+    settings_of = [dict(_flat(to_json(own))) for _, own in made]
+    return [[f"{path} {own.get(path, 'unchanged')}" for path in paths] for own in settings_of]
+
+
+def _weighed_otherwise(made: list[tuple[str, Any]], score: str) -> bool:
+    """Whether members are compared by rewards that each of them weighs in its own way."""
+    weights = {tuple(sorted(own.reward_weights.items())) for _, own in made}
+    return score == "episode/return" and len(weights) > 1
 
 
 class _Members:
@@ -201,6 +209,8 @@ class _Members:
         names = [name for name, _ in self.made]
         width = max(map(len, names))
         lines = [f"members, by {self.score}:"]
+        if _weighed_otherwise(self.made, self.score):
+            lines[0] = f"members, by {self.score}, made by each one's own reward weights (compare otherwise: --score)"
         for i in order:
             values = [f"{name.removeprefix('population/')} {x[i]:.3g}" for name, x in now.items()] + given[i]
             why = "  stuck: its losses are no numbers" if stuck[i] else ""
@@ -265,6 +275,11 @@ def build(config: Config) -> Experiment:
     experiments = [module.build(own) for _, own in made]
     score = config.score or experiments[0].best_metric
     best_metric = config.training.best_metric or score
+    if config.score is None and config.pbt.interval and _weighed_otherwise(made, score):
+        raise InputError(
+            f"members differ in reward_weights, so that {score} says nothing of which is better, and --pbt.interval "
+            f"{config.pbt.interval} would copy by it: say what they are compared by, such as --score episode/length"
+        )
     population = make_population([experiment.algorithm for experiment in experiments], config.pbt, score)
     keys = torch.stack([random.key(own.seed) for _, own in made])
     files = _Members(config, made, score)

@@ -41,6 +41,8 @@ class Config:
     """Seconds that an update sleeps."""
     nan_at: int | None = None
     """Iteration whose gradient step is not a number."""
+    labels: dict[str, float] = field(default_factory=dict)
+    """A table, which changes nothing."""
     training: TrainingConfig = field(default_factory=lambda: TrainingConfig(iterations=20, checkpoint_every=5))
 
     def __post_init__(self) -> None:

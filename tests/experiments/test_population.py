@@ -1,5 +1,6 @@
 """Populations from the command line: what members may be, and what they leave behind."""
 
+import dataclasses
 import math
 import shutil
 from typing import Any, cast
@@ -7,6 +8,7 @@ from typing import Any, cast
 import pytest
 import torch
 
+from algos.population import PBTConfig
 from experiments.cli import load_run, parse, restore_policy, run
 from experiments.doctor import Config as DoctorConfig
 from experiments.doctor import main as look
@@ -180,5 +182,29 @@ def test_members_are_runs_to_look_at_and_the_population_goes_on(tmp_path, capsys
 
 
 def test_what_a_member_was_not_given_is_told_as_unchanged():
-    made = [("still", CartpoleConfig(reward_weights={"upright": 3.0})), ("plain", CartpoleConfig())]
-    assert _given(made, set()) == [["reward_weights.upright 3.0"], ["reward_weights.upright unchanged"]]
+    made = [("still", CartpoleConfig(reward_weights={"alive": 3.0})), ("plain", CartpoleConfig())]
+    assert _given(made, set()) == [["reward_weights.alive 3.0"], ["reward_weights.alive unchanged"]]
+
+
+WEIGHED = ("still: --reward-weights alive 3.0", "plain:")
+
+
+def test_members_are_not_copied_by_returns_of_different_weights():
+    config = Config("experiments.ppo_cartpole", WEIGHED, pbt=PBTConfig(interval=2, fraction=0.5))
+    with pytest.raises(InputError, match=r"members differ in reward_weights.*--pbt.interval 2.*--score episode/length"):
+        build(config)
+    build(dataclasses.replace(config, score="episode/length"))
+    build(dataclasses.replace(config, score="episode/return"))  # the user's own word
+
+
+@pytest.mark.parametrize(
+    ("score", "lines", "warned"),
+    [("episode/return", WEIGHED, True), ("episode/length", WEIGHED, False), ("episode/return", ("a:", "b:"), False)],
+)
+def test_a_table_by_returns_of_different_weights_says_so(tmp_path, score, lines, warned):
+    config = Config("experiments.ppo_cartpole", (TINY, *lines), training=TrainingConfig(tensorboard=False))
+    members = _Members(config, settings(config), score)
+    members.begin(tmp_path)
+    members.state = cast(Any, object())  # something has been written
+    members._newest = {score: [5.0, 1.0], "population/stuck": [0.0, 0.0]}
+    assert ("own reward weights" in members.summary().splitlines()[0]) == warned
