@@ -282,8 +282,6 @@ def _orbax() -> Any:
 
         # Only numpy arrays pass through jax here: keep it from taking an accelerator's memory for itself.
         jax.config.update("jax_platforms", "cpu")
-        # It warns of every child process, such as the one that encodes a video; those run another program.
-        warnings.filterwarnings("ignore", message=r"os\.fork\(\) was called", category=RuntimeWarning)
     import orbax.checkpoint
 
     _hush_stragglers()

@@ -3,7 +3,7 @@
 A film is drawn from recorded generalized positions, so filming never touches a simulation, and a film can be
 made long after its run. Nothing here steps physics, and nothing is kept between calls.
 
-`mujoco`, `imageio` and `PIL` are imported by the functions that use them, so `import rlcore.video` is cheap.
+`mujoco`, `imageio_ffmpeg` and `PIL` are imported by the functions that use them, so `import rlcore.video` is cheap.
 """
 
 from __future__ import annotations
@@ -12,8 +12,11 @@ import copy
 import importlib
 import os
 import pathlib
+import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -233,28 +236,38 @@ def _checked_pictures(frames: Iterable[Any]) -> list[np.ndarray]:
 
 
 def _write_mp4(path: pathlib.Path, pictures: list[np.ndarray], fps: float) -> None:
-    import imageio.v2 as imageio
+    import imageio_ffmpeg
 
     height, width = (size - size % 2 for size in pictures[0].shape[:2])
     if height < 2 or width < 2:
         raise InputError(f"an .mp4 needs frames of at least 2 x 2 pixels, got {list(pictures[0].shape[:2])}")
-    writer = imageio.get_writer(
-        path,
-        format="FFMPEG",
-        mode="I",
-        fps=fps,
-        codec="libx264",
-        pixelformat="yuv420p",
-        macro_block_size=1,  # Sizes are made even above; the default rescales to multiples of 16.
-        ffmpeg_log_level="error",
+    command = [
+        *(imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error", "-y"),
+        *("-f", "rawvideo", "-pix_fmt", "rgb24", "-video_size", f"{width}x{height}", "-framerate", f"{fps:.10g}"),
+        *("-i", "pipe:0", "-c:v", "libx264", "-pix_fmt", "yuv420p"),
         # Constant quality, and the index at the front so that a browser plays before it has the whole file.
-        output_params=["-crf", "20", "-movflags", "+faststart"],
-    )
-    try:
-        for picture in pictures:
-            writer.append_data(np.ascontiguousarray(picture[:height, :width]))
-    finally:
-        writer.close()
+        *("-crf", "20", "-movflags", "+faststart", os.fspath(path.absolute())),
+    ]
+    with tempfile.TemporaryFile() as told:
+        # In a session of its own, since Ctrl-C is for us: training stops in order and finishes its film. Python must
+        # not run between fork and exec, as imageio's writer has it do: other libraries' threads are about here.
+        encoder = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=told, start_new_session=True
+        )
+        assert encoder.stdin is not None, "it was asked for"
+        try:
+            with suppress(BrokenPipeError), encoder.stdin as pipe:  # broken by an end that `told` gives the reason of
+                for picture in pictures:
+                    pipe.write(np.ascontiguousarray(picture[:height, :width]).data)
+            status = encoder.wait()
+        except BaseException:
+            encoder.kill()
+            encoder.wait()
+            raise
+        told.seek(0)
+        why = " ".join(told.read().decode(errors="replace").split())
+    if status:
+        raise OSError(f"the film's encoder ended with status {status}: {why or 'it did not say why'}")
 
 
 def _write_gif(path: pathlib.Path, pictures: list[np.ndarray], fps: float) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 from typing import Any
@@ -191,6 +192,52 @@ def test_an_older_film_survives_a_failure(tmp_path, frames, monkeypatch, suffix)
     assert path.read_bytes() == b"older" and [entry.name for entry in tmp_path.iterdir()] == [path.name]
 
 
+def test_an_encoder_that_fails_says_why_and_leaves_nothing(tmp_path, frames, monkeypatch):
+    encoder = tmp_path / "encoder"
+    encoder.write_text("#!/bin/sh\necho 'no room' >&2\necho 'for a film' >&2\nexit 3\n")
+    encoder.chmod(0o755)
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(encoder))
+    with pytest.raises(OSError, match="status 3: no room for a film"):
+        write_video(tmp_path / "films" / "film.mp4", np.repeat(frames, 50, axis=0), 25)
+    assert list((tmp_path / "films").iterdir()) == []
+
+
+def test_an_interrupted_film_ends_its_encoder(tmp_path, frames, monkeypatch):
+    encoder = tmp_path / "encoder"
+    encoder.write_text("#!/bin/sh\nexec sleep 600\n")
+    encoder.chmod(0o755)
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(encoder))
+    started = []
+
+    class Interrupted(subprocess.Popen[bytes]):
+        def wait(self, timeout=None):
+            started.append(self)
+            if len(started) == 1:
+                raise KeyboardInterrupt
+            return super().wait(timeout)
+
+    monkeypatch.setattr(subprocess, "Popen", Interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_video(tmp_path / "films" / "film.mp4", frames, 25)
+    assert started[0].returncode == -signal.SIGKILL
+    assert list((tmp_path / "films").iterdir()) == []
+
+
+def test_no_python_runs_in_a_fork_of_a_process_with_threads(tmp_path):
+    code = f"""
+import os
+import numpy as np
+import rlcore.video
+forks = []
+os.register_at_fork(before=lambda: forks.append(1))
+rlcore.video.write_video({str(tmp_path / "film.mp4")!r}, np.zeros((3, 16, 16, 3), np.uint8), 25)
+assert not forks
+"""
+    done = run_python(code)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "film.mp4").stat().st_size > 0
+
+
 def run_python(code, **environment):
     clean = {k: v for k, v in os.environ.items() if k not in ("MUJOCO_GL", "DISPLAY", "WAYLAND_DISPLAY")}
     clean = {k: v for k, v in clean.items() if k != "PYOPENGL_PLATFORM"}
@@ -215,7 +262,7 @@ def test_no_backend_is_an_input_error_and_importing_is_cheap():
     code = f"""
 import sys
 import rlcore.video
-assert not {{"mujoco", "imageio", "PIL", "torch"}} & set(sys.modules), "heavy import"
+assert not {{"mujoco", "imageio_ffmpeg", "PIL", "torch"}} & set(sys.modules), "heavy import"
 import mujoco, numpy as np
 from rlcore.errors import InputError
 model = mujoco.MjModel.from_xml_string({XML!r})
