@@ -70,9 +70,6 @@ class SACConfig:
     """Entropy of each action, in nats and for actions in [-1, 1], that the coefficient is learned for."""
     policy_delay: int = 1
     """Gradient steps of the critics for one of the policy."""
-    policy_average: float | None = None
-    """If set, what acts without exploration is a running average of the policy's parameters, and this is the share of
-    the way that it goes to them with each of their steps."""
     pessimism: Literal["min", "mean"] = "min"
     """What stands for the value: the lower of two critics, or their mean."""
     atoms: int = 0
@@ -112,8 +109,6 @@ class SACConfig:
         for name in ("value_range", "log_std_range"):
             low, high = getattr(self, name)
             _check(self, name, -math.inf < low < high < math.inf, "a low and a higher finite number")
-        average = self.policy_average
-        _check(self, "policy_average", average is None or 0 < average <= 1, "more than 0 and at most 1, or None")
         norm = self.max_gradient_norm
         _check(self, "max_gradient_norm", norm is None or 0 < norm < math.inf, "more than 0, or None")
         for name in ("policy_layers", "value_layers"):
@@ -216,7 +211,6 @@ class TrainState:
     Attributes:
       params: what is learned.
       targets: the critics that targets are made with; they follow the learned ones slowly.
-      averaged_policy: the policy that acts without exploration; empty where that is the learned one.
       policy_optimizer, critic_optimizer, entropy_optimizer: Adam's moments.
       observation_moments: of each observation group that is used.
       coefficients: the learning rates, discount, target_entropy and target_rate as tensors `[]`, so that runs side by
@@ -230,7 +224,6 @@ class TrainState:
 
     params: Learned
     targets: Any
-    averaged_policy: Any
     policy_optimizer: AdamState
     critic_optimizer: AdamState
     entropy_optimizer: AdamState
@@ -246,9 +239,8 @@ class TrainState:
     env_steps: Tensor
 
 
-_Learning = tuple[Learned, Any, Any, AdamState, AdamState, AdamState]
-"""What a gradient step changes: what is learned, the targets, the averaged policy, and Adam's moments of policy,
-critics and coefficient."""
+_Learning = tuple[Learned, Any, AdamState, AdamState, AdamState]
+"""What a gradient step changes: what is learned, the targets, and Adam's moments of policy, critics and coefficient."""
 
 
 class _Networks(NamedTuple):
@@ -419,7 +411,7 @@ def make_sac(env: Env, config: SACConfig, randomize: Callable[[Params, Tensor], 
             coefficients: dict[str, Tensor],
             keys: Tensor,
         ) -> tuple[_Learning, dict[str, Tensor]]:
-            params, targets, averaged, policy_optimizer, critic_optimizer, entropy_optimizer = learned
+            params, targets, policy_optimizer, critic_optimizer, entropy_optimizer = learned
             sample_key, critic_key, policy_key = keys.unbind(0)
             drawn = replay_sample(replay, sample_key, config.batch_size, coefficients["discount"], config.n_steps)
             sample = prepared(moments, drawn)
@@ -431,9 +423,7 @@ def make_sac(env: Env, config: SACConfig, randomize: Callable[[Params, Tensor], 
                     params, (policy_optimizer, entropy_optimizer), sample, coefficients, policy_key
                 )
                 logged = {**logged, **more}
-                if (rate := config.policy_average) is not None:
-                    averaged = tree.map_leaves(lambda old, new: old + rate * (new - old), averaged, params.policy)
-            return (params, targets, averaged, policy_optimizer, critic_optimizer, entropy_optimizer), logged
+            return (params, targets, policy_optimizer, critic_optimizer, entropy_optimizer), logged
 
         return step
 
@@ -488,7 +478,6 @@ def make_sac(env: Env, config: SACConfig, randomize: Callable[[Params, Tensor], 
         return TrainState(
             params=params,
             targets=tree.map_leaves(torch.clone, params.critics),
-            averaged_policy=() if config.policy_average is None else tree.map_leaves(torch.clone, params.policy),
             policy_optimizer=adam_init(params.policy),
             critic_optimizer=adam_init(params.critics),
             entropy_optimizer=adam_init({"log": params.log_entropy_coefficient}),
@@ -523,15 +512,13 @@ def make_sac(env: Env, config: SACConfig, randomize: Callable[[Params, Tensor], 
         moments = observed(state.observation_moments, trajectory.obs)
         env_steps = state.env_steps + config.steps_per_round
         before = (
-            *(state.params, state.targets, state.averaged_policy),
+            *(state.params, state.targets),
             *(state.policy_optimizer, state.critic_optimizer, state.entropy_optimizer),
         )
         after, learned = learn(before, replay, moments, state.coefficients, learn_key)
         # Until the buffer is filled, what was learned from what little there is does not count.
         ready = env_steps >= config.prefill
-        params, targets, averaged, policy_optimizer, critic_optimizer, entropy_optimizer = tree.where(
-            ready, after, before
-        )
+        params, targets, policy_optimizer, critic_optimizer, entropy_optimizer = tree.where(ready, after, before)
         learned = {
             name: torch.where(ready, value, 0.0 if name.startswith(MUST_BE_FINITE) else math.nan)
             for name, value in learned.items()
@@ -541,7 +528,6 @@ def make_sac(env: Env, config: SACConfig, randomize: Callable[[Params, Tensor], 
         state = TrainState(
             params=params,
             targets=targets,
-            averaged_policy=averaged,
             policy_optimizer=policy_optimizer,
             critic_optimizer=critic_optimizer,
             entropy_optimizer=entropy_optimizer,
@@ -560,9 +546,7 @@ def make_sac(env: Env, config: SACConfig, randomize: Callable[[Params, Tensor], 
         return state, {**metrics, **episode_metrics(episodes, spec), "replay/filled": filled}
 
     def policy(state: TrainState, obs: Obs, key: Tensor | None = None) -> Tensor:
-        averages = config.policy_average is not None and key is None
-        acting = state.averaged_policy if averages else state.params.policy
-        mean, log_std = nets.policy(acting, scaled(state.observation_moments, "policy", obs["policy"]))
+        mean, log_std = nets.policy(state.params.policy, scaled(state.observation_moments, "policy", obs["policy"]))
         action = tanh_gaussian_mode(mean) if key is None else tanh_gaussian_sample(key, mean, log_std)[0]
         return middle + half * action
 
