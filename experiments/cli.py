@@ -75,7 +75,8 @@ def command(config_class: type, main: Callable[[Any], None], argv: Sequence[str]
     except EngineFailed as error:
         _leave(1, str(error))
     except OSError as error:
-        _leave(1, f"{error.filename or 'a file'} cannot be read or written: {error.strerror or error}")
+        what = f"{error.filename or 'a file'} cannot be read or written: {error.strerror}"
+        _leave(1, str(error) if error.strerror is None else what)
     except KeyboardInterrupt:
         _leave(130, "interrupted")
 
@@ -144,8 +145,9 @@ def _run(config_class: type, build: Build, argv: list[str]) -> None:
         given = to_json(config)
         _refuse_changes(to_json(saved), given, unsaid)
         # An empty table, such as no other reward weights, is nothing to go on with.
-        values = ", ".join(f"{_flag(path)} {now}" for path in unsaid if (now := _at_path(given, path)) != {})
-        if values:
+        told = [(path, now) for path in unsaid if (now := _at_path(given, path)) != {}]
+        if told:
+            values = ", ".join(f"{_flag(path)} {_as_typed(now)}" for path, now in told)
             _warn(f"{resume} is from before these settings were there, and goes on with {values}")
     isaacgym = getattr(config, "isaacgym", None)
     if isaacgym is not None and config.physics != "isaacgym" and isaacgym != type(isaacgym)():
@@ -354,6 +356,11 @@ def _refuse_changes(
 
 def _flag(path: str) -> str:
     return "--" + path.replace("_", "-")
+
+
+def _as_typed(value: Any) -> str:
+    """A setting's value as it is given on the command line, where it is a table."""
+    return " ".join(f"{key} {x}" for key, x in value.items()) if isinstance(value, Mapping) else str(value)
 
 
 def _at_path(config: Any, path: str) -> Any:

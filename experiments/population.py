@@ -126,27 +126,29 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 def _differences(made: list[tuple[str, Any]]) -> list[tuple[str, str]]:
     """The members that differ from the first one, and the path of each setting in which they do."""
-    first, *others = [dict(_flat(to_json(own))) for _, own in made]
-    names = [name for name, _ in made[1:]]
-    return [
-        (name, path)
-        for name, other in zip(names, others, strict=True)
-        for path in {**first, **other}
-        if first.get(path) != other.get(path)
-    ]
+    first = dict(_flat(to_json(made[0][1])))
+    found = []
+    for name, own in made[1:]:
+        other = dict(_flat(to_json(own)))
+        found += [(name, path) for path in {**first, **other} if first.get(path) != other.get(path)]
+    return found
 
 
 def _given(made: list[tuple[str, Any]], shown: set[str]) -> list[list[str]]:
     """What members were given that differs, but for what is shown already, as `NAME VALUE` for each."""
     paths = sorted({path for _, path in _differences(made) if path.rpartition(".")[2] not in shown})
-    settings_of = [dict(_flat(to_json(own))) for _, own in made]
-    return [[f"{path} {own.get(path, 'unchanged')}" for path in paths] for own in settings_of]
+    given = []
+    for _, own in made:
+        values = dict(_flat(to_json(own)))
+        given.append([f"{path} {values.get(path, 'unchanged')}" for path in paths])
+    return given
 
 
 def _weighed_otherwise(made: list[tuple[str, Any]], score: str) -> bool:
-    """Whether members are compared by rewards that each of them weighs in its own way."""
-    weights = {tuple(sorted(own.reward_weights.items())) for _, own in made}
-    return score == "episode/return" and len(weights) > 1
+    """Whether members are compared by rewards that they began to weigh in different ways."""
+    if score != "episode/return":
+        return False
+    return len({tuple(sorted(getattr(own, "reward_weights", {}).items())) for _, own in made}) > 1
 
 
 class _Members:
@@ -210,7 +212,7 @@ class _Members:
         width = max(map(len, names))
         lines = [f"members, by {self.score}:"]
         if _weighed_otherwise(self.made, self.score):
-            lines[0] = f"members, by {self.score}, made by each one's own reward weights (compare otherwise: --score)"
+            lines[0] = f"members, by {self.score}, which does not compare them: their reward weights differed at first"
         for i in order:
             values = [f"{name.removeprefix('population/')} {x[i]:.3g}" for name, x in now.items()] + given[i]
             why = "  stuck: its losses are no numbers" if stuck[i] else ""
@@ -269,17 +271,27 @@ class _Members:
 
 
 def build(config: Config) -> Experiment:
-    """The population that a configuration describes, as one learner."""
+    """The population that a configuration describes, as one learner.
+
+    Raises:
+      InputError: if population-based training would compare returns of different reward weights, and as from
+        `settings` and `make_population`.
+    """
     made = settings(config)
     module = importlib.import_module(config.experiment)
-    experiments = [module.build(own) for _, own in made]
+    experiments = [module.build(made[0][1])]
     score = config.score or experiments[0].best_metric
     best_metric = config.training.best_metric or score
-    if config.score is None and config.pbt.interval and _weighed_otherwise(made, score):
+    # A run that began before this was refused goes on as it is.
+    chosen = config.score is not None or config.training.resume is not None
+    if config.pbt.interval and not chosen and _weighed_otherwise(made, score):
+        if experiments[0].close is not None:
+            experiments[0].close()
         raise InputError(
             f"members differ in reward_weights, so that {score} says nothing of which is better, and --pbt.interval "
             f"{config.pbt.interval} would copy by it: say what they are compared by, such as --score episode/length"
         )
+    experiments += [module.build(own) for _, own in made[1:]]
     population = make_population([experiment.algorithm for experiment in experiments], config.pbt, score)
     keys = torch.stack([random.key(own.seed) for _, own in made])
     files = _Members(config, made, score)

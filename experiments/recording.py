@@ -52,7 +52,8 @@ def film(
       The episodes that are shown.
 
     Raises:
-      InputError: if the model has no such camera, or nothing can be rendered here.
+      InputError: if the model has no such camera, or nothing can be rendered or encoded here.
+      OSError: if the film cannot be written, or its encoder failed.
     """
     from rlcore.video import render_frames, tile, write_video
 

@@ -186,7 +186,8 @@ def write_video(path: str | os.PathLike[str], frames: Iterable[Any], fps: float)
       The path.
 
     Raises:
-      InputError: the suffix is another, there is no picture, sizes differ, or fps is out of range.
+      InputError: the suffix is another, there is no picture, sizes differ, fps is out of range, or there is no ffmpeg.
+      OSError: the film cannot be written, or ffmpeg failed.
     """
     path = pathlib.Path(path)
     suffix = path.suffix.lower()
@@ -236,21 +237,25 @@ def _checked_pictures(frames: Iterable[Any]) -> list[np.ndarray]:
 
 
 def _write_mp4(path: pathlib.Path, pictures: list[np.ndarray], fps: float) -> None:
-    import imageio_ffmpeg
+    from imageio_ffmpeg import get_ffmpeg_exe
 
     height, width = (size - size % 2 for size in pictures[0].shape[:2])
     if height < 2 or width < 2:
         raise InputError(f"an .mp4 needs frames of at least 2 x 2 pixels, got {list(pictures[0].shape[:2])}")
+    try:
+        encoder_path = get_ffmpeg_exe()
+    except RuntimeError as error:
+        raise InputError("no ffmpeg for an .mp4 is here: name one in IMAGEIO_FFMPEG_EXE, or write a .gif") from error
     command = [
-        *(imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error", "-y"),
+        *(encoder_path, "-loglevel", "error", "-y"),
         *("-f", "rawvideo", "-pix_fmt", "rgb24", "-video_size", f"{width}x{height}", "-framerate", f"{fps:.10g}"),
         *("-i", "pipe:0", "-c:v", "libx264", "-pix_fmt", "yuv420p"),
         # Constant quality, and the index at the front so that a browser plays before it has the whole file.
         *("-crf", "20", "-movflags", "+faststart", os.fspath(path.absolute())),
     ]
     with tempfile.TemporaryFile() as told:
-        # In a session of its own, since Ctrl-C is for us: training stops in order and finishes its film. Python must
-        # not run between fork and exec, as imageio's writer has it do: other libraries' threads are about here.
+        # In a session of its own: Ctrl-C reaches this process alone, which ends the encoder and removes what there is
+        # of the film. Python must not run between fork and exec, as in imageio's writer: libraries' threads are about.
         encoder = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=told, start_new_session=True
         )
@@ -267,7 +272,11 @@ def _write_mp4(path: pathlib.Path, pictures: list[np.ndarray], fps: float) -> No
         told.seek(0)
         why = " ".join(told.read().decode(errors="replace").split())
     if status:
-        raise OSError(f"the film's encoder ended with status {status}: {why or 'it did not say why'}")
+        ended = f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"
+        raise OSError(
+            f"the film's encoder {ended}: {why or 'it did not say why'} (IMAGEIO_FFMPEG_EXE names another; a "
+            ".gif needs none)"
+        )
 
 
 def _write_gif(path: pathlib.Path, pictures: list[np.ndarray], fps: float) -> None:

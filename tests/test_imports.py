@@ -115,7 +115,7 @@ def test_every_module_keeps_the_rules() -> None:
         ("tasks/humanoid/walk.py", "from experiments import play"),
         ("algos/ppo.py", "import rlcore.env, tasks.ant"),
         ("experiments/play.py", "import tests.conftest"),
-        ("rlcore/video.py", "import imageio"),
+        ("rlcore/video.py", "import imageio_ffmpeg"),
         ("rlcore/metrics.py", "try:\n    import matplotlib.pyplot\nexcept ImportError:\n    pass"),
         ("rlcore/checkpoint.py", "class Store:\n    from orbax import checkpoint"),
         ("experiments/side_by_side.py", "if __name__:\n    import jax.numpy as jnp"),

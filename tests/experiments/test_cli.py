@@ -203,7 +203,7 @@ def test_resume_tells_which_settings_are_newer_than_the_run(command, tmp_path):
     record.write_text(json.dumps(saved))
     given = ("--data.batch", "8", "--labels", "one", "1.0")
     code, _, err = command("--training.resume", "run", "--training.iterations", "6", *given)
-    assert code == 0 and err.splitlines()[0].endswith("goes on with --data.batch 8, --labels {'one': 1.0}")
+    assert code == 0 and err.splitlines()[0].endswith("goes on with --data.batch 8, --labels one 1.0")
     code, _, err = command("--training.resume", "run", "--training.iterations", "7", "--learning-rate", "1")
     assert code == 2 and "learning_rate was" in err
 

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import shutil
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -195,6 +196,7 @@ def test_members_are_not_copied_by_returns_of_different_weights():
         build(config)
     build(dataclasses.replace(config, score="episode/length"))
     build(dataclasses.replace(config, score="episode/return"))  # the user's own word
+    build(dataclasses.replace(config, training=TrainingConfig(resume=Path("run"))))  # which cannot say another
 
 
 @pytest.mark.parametrize(
@@ -203,8 +205,16 @@ def test_members_are_not_copied_by_returns_of_different_weights():
 )
 def test_a_table_by_returns_of_different_weights_says_so(tmp_path, score, lines, warned):
     config = Config("experiments.ppo_cartpole", (TINY, *lines), training=TrainingConfig(tensorboard=False))
+    check_table(config, score, warned, tmp_path)
+
+
+def test_an_experiment_needs_no_reward_weights(tmp_path):
+    check_table(Config("tests.experiments.regression", ("a:", "b:")), "episode/return", False, tmp_path)
+
+
+def check_table(config, score, warned, tmp_path):
     members = _Members(config, settings(config), score)
     members.begin(tmp_path)
     members.state = cast(Any, object())  # something has been written
     members._newest = {score: [5.0, 1.0], "population/stuck": [0.0, 0.0]}
-    assert ("own reward weights" in members.summary().splitlines()[0]) == warned
+    assert ("which does not compare them" in members.summary().splitlines()[0]) == warned

@@ -192,12 +192,19 @@ def test_an_older_film_survives_a_failure(tmp_path, frames, monkeypatch, suffix)
     assert path.read_bytes() == b"older" and [entry.name for entry in tmp_path.iterdir()] == [path.name]
 
 
-def test_an_encoder_that_fails_says_why_and_leaves_nothing(tmp_path, frames, monkeypatch):
+@pytest.mark.parametrize(
+    ("last", "told"),
+    [
+        ("exit 3", "ended with status 3: no room for a film"),
+        ("kill -9 $$", "ended by signal 9: no room for a film"),
+    ],
+)
+def test_an_encoder_that_fails_says_why_and_leaves_nothing(tmp_path, frames, monkeypatch, last, told):
     encoder = tmp_path / "encoder"
-    encoder.write_text("#!/bin/sh\necho 'no room' >&2\necho 'for a film' >&2\nexit 3\n")
+    encoder.write_text(f"#!/bin/sh\necho 'no room' >&2\necho 'for a film' >&2\n{last}\n")
     encoder.chmod(0o755)
     monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(encoder))
-    with pytest.raises(OSError, match="status 3: no room for a film"):
+    with pytest.raises(OSError, match=told):
         write_video(tmp_path / "films" / "film.mp4", np.repeat(frames, 50, axis=0), 25)
     assert list((tmp_path / "films").iterdir()) == []
 
@@ -213,6 +220,7 @@ def test_an_interrupted_film_ends_its_encoder(tmp_path, frames, monkeypatch):
         def wait(self, timeout=None):
             started.append(self)
             if len(started) == 1:
+                assert os.getsid(self.pid) != os.getsid(0)  # or Ctrl-C would reach it as well
                 raise KeyboardInterrupt
             return super().wait(timeout)
 
@@ -221,6 +229,15 @@ def test_an_interrupted_film_ends_its_encoder(tmp_path, frames, monkeypatch):
         write_video(tmp_path / "films" / "film.mp4", frames, 25)
     assert started[0].returncode == -signal.SIGKILL
     assert list((tmp_path / "films").iterdir()) == []
+
+
+def test_without_an_encoder_an_mp4_is_refused(tmp_path, frames, monkeypatch):
+    def missing():
+        raise RuntimeError("No ffmpeg exe could be found.")
+
+    monkeypatch.setattr("imageio_ffmpeg.get_ffmpeg_exe", missing)
+    with pytest.raises(InputError, match=r"no ffmpeg for an .mp4.*IMAGEIO_FFMPEG_EXE, or write a .gif"):
+        write_video(tmp_path / "film.mp4", frames, 25)
 
 
 def test_no_python_runs_in_a_fork_of_a_process_with_threads(tmp_path):
