@@ -146,9 +146,7 @@ def _given(made: list[tuple[str, Any]], shown: set[str]) -> list[list[str]]:
 
 def _weighed_otherwise(made: list[tuple[str, Any]], score: str) -> bool:
     """Whether members are compared by rewards that they began to weigh in different ways."""
-    if score != "episode/return":
-        return False
-    return len({tuple(sorted(getattr(own, "reward_weights", {}).items())) for _, own in made}) > 1
+    return score == "episode/return" and any(path.startswith("reward_weights.") for _, path in _differences(made))
 
 
 class _Members:

@@ -327,7 +327,7 @@ def test_an_experiment_may_be_a_file_outside_any_package(tmp_path, monkeypatch):
 
 
 def test_importing_is_light():
-    heavy = "{'jax', 'orbax', 'matplotlib', 'tensorboardX', 'imageio_ffmpeg', 'mujoco', 'google.protobuf'}"
+    heavy = "{'jax', 'orbax', 'matplotlib', 'tensorboardX', 'imageio', 'imageio_ffmpeg', 'mujoco', 'google.protobuf'}"
     code = f"import sys, experiments.cli; print({heavy} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

@@ -522,7 +522,7 @@ try:
         runpy.run_module("experiments.MODULE", run_name="__main__", alter_sys=True)
 except SystemExit as stop:
     assert not stop.code
-heavy = {"jax", "orbax", "matplotlib", "tensorboardX", "imageio_ffmpeg", "PIL"}
+heavy = {"jax", "orbax", "matplotlib", "tensorboardX", "imageio", "imageio_ffmpeg", "PIL"}
 print(sorted(heavy & set(sys.modules)))
 print(" ".join(text.getvalue().split()))
 """

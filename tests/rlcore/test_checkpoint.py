@@ -268,7 +268,7 @@ def test_a_full_disk_is_told_and_earlier_checkpoints_stay(small_disk):
 
 
 def test_importing_is_light():
-    heavy = "{'jax', 'orbax', 'matplotlib', 'tensorboardX', 'imageio_ffmpeg', 'mujoco', 'google.protobuf'}"
+    heavy = "{'jax', 'orbax', 'matplotlib', 'tensorboardX', 'imageio', 'imageio_ffmpeg', 'mujoco', 'google.protobuf'}"
     code = f"import sys, rlcore.training, rlcore.checkpoint; print({heavy} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

@@ -279,7 +279,7 @@ def test_no_backend_is_an_input_error_and_importing_is_cheap():
     code = f"""
 import sys
 import rlcore.video
-assert not {{"mujoco", "imageio_ffmpeg", "PIL", "torch"}} & set(sys.modules), "heavy import"
+assert not {{"mujoco", "imageio", "imageio_ffmpeg", "PIL", "torch"}} & set(sys.modules), "heavy import"
 import mujoco, numpy as np
 from rlcore.errors import InputError
 model = mujoco.MjModel.from_xml_string({XML!r})
